@@ -1,0 +1,302 @@
+"""Turn a model into its dense equivalent, and back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from densify.choose import Choice, check, choose, survey, thresholds
+from densify.errors import ConversionError, UsageError
+from densify.graphs.fx.read import network
+from densify.graphs.fx.trace import on_meta, same_tensors, trace
+from densify.graphs.fx.write import write
+from densify.lattice import PADDINGS, Lattice
+from densify.ops import Map
+from densify.planning import HEADS, Network, Plan, apply_head, walk
+from densify.recipe import Options, Origin, Recipe, digests
+
+Example = Tensor | Sequence[int]
+
+
+class Position(NamedTuple):
+    """Where the samples of one output axis look, in input pixels; pixel i covers [i - 0.5, i + 0.5].
+
+    Attributes:
+        step: between neighbouring samples.
+        first: centre of what sample 0 sees, or None where it sees the whole (shifted) image.
+        receptive_field: extent of what a sample sees, or None for the whole image.
+    """
+
+    step: int
+    first: float | None
+    receptive_field: int | None
+
+
+class Dense(nn.Module):
+    """A dense equivalent network.
+
+    Its parameters and buffers are those of the original, under the same names: a checkpoint of the one is a
+    checkpoint of the other. Made by :func:`convert`.
+
+    Attributes:
+        plan: what was changed.
+        options: how it was converted.
+        origin: where the original came from.
+        source: an instance of the original's class that shares this network's tensors.
+    """
+
+    plan: Plan
+    options: Options
+    origin: Origin
+    source: nn.Module
+    conversion: Conversion
+    graphs: dict[bool, fx.Graph | Exception]
+    _runs: dict[bool, Callable[..., Any]]
+
+    def __init__(self, source: nn.Module, origin: Origin, conversion: Conversion) -> None:
+        super().__init__()
+        # The very containers of the original: keys, order and storage are its own (law 4), whatever `.to()` does.
+        # The source and the graphs are no submodules, so they go past nn.Module's registration.
+        graphs = {mode: conversion.graph(mode) for mode in (False, True)}
+        self.__dict__.update(
+            _modules=source._modules,
+            _parameters=source._parameters,
+            _buffers=source._buffers,
+            _non_persistent_buffers_set=source._non_persistent_buffers_set,
+            training=source.training,
+            source=source,
+            origin=origin,
+            options=conversion.options,
+            plan=conversion.plans[False],
+            conversion=conversion,
+            graphs=graphs,
+            _runs={mode: _compiled(graph) for mode, graph in graphs.items() if isinstance(graph, fx.Graph)},
+        )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run on images [B, C, *spatial]; the outputs have the structure of the original's."""
+        run = self._runs.get(self.training)
+        if run is None:
+            reason = self.graphs[self.training]
+            raise ConversionError(f"this model has no dense form in train mode: {reason}")
+        return run(self, *args, **kwargs)
+
+    def train(self, mode: bool = True) -> Dense:
+        self.source.training = mode
+        return super().train(mode)
+
+    @property
+    def lattices(self) -> dict[str, tuple[Lattice, ...]]:
+        """For every output tensor, where the original's samples lie, per spatial axis."""
+        return self.plan.lattices
+
+    @property
+    def positions(self) -> dict[str, tuple[Position, ...]]:
+        """For every output tensor and spatial axis, where in the image the samples look."""
+        return {name: positions(one) for name, one in self.plan.outputs.items()}
+
+    @property
+    def code(self) -> str:
+        """The dense network's eval-mode program."""
+        graph = self.graphs[False]
+        assert isinstance(graph, fx.Graph)
+        return graph.python_code("self").src
+
+    @property
+    def recipe(self) -> Recipe:
+        """What a file of this network says of itself."""
+        places = {name: tuple(tuple(axis) for axis in axes) for name, axes in self.positions.items()}
+        return Recipe("dense", self.origin, self.options, self.plan.layers, self.lattices, places)
+
+    def with_head(self, head: str) -> Dense:
+        """The same network, sharing its tensors, with another head."""
+        return build(same_tensors(self.source), replace(self.options, head=head), self.origin)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Dense:
+        copied = Dense(copy.deepcopy(self.source, memo), self.origin, self.conversion)
+        memo[id(self)] = copied
+        return copied
+
+    def __reduce__(self) -> tuple[Callable[..., Dense], tuple[nn.Module, Options, Origin]]:
+        return build, (self.source, self.options, self.origin)
+
+    def extra_repr(self) -> str:
+        return f"lattices={self.lattices}, chosen={', '.join(self.plan.layers) or 'head only'}"
+
+
+def positions(one: Map) -> tuple[Position, ...]:
+    """Positions of a map's samples."""
+    return tuple(
+        Position(axis.pitch, None, None)
+        if axis.field is None
+        else Position(axis.pitch, (axis.field.first + axis.field.last) / 2, axis.field.last - axis.field.first + 1)
+        for axis in one.axes
+    )
+
+
+def convert(
+    model: nn.Module,
+    example: Example,
+    *,
+    start: str | None = None,
+    layers: Sequence[str] | None = None,
+    output_stride: int | None = None,
+    padding: str = "full",
+    head: str = "dense",
+    share: bool = False,
+) -> Dense:
+    """The dense equivalent of a model (Wu, Xie, Luo: Dense CNN Learning with Equivalent Mappings).
+
+    Exactly one of `start`, `layers` and `output_stride` says which strides are removed. `model` is left untouched.
+
+    Args:
+        model: any traceable CNN.
+        example: input [B, C, *spatial], or its shape; it sets the reference size.
+        start: remove every stride from this layer on, wherever the step of the input is at least that layer's.
+        layers: remove exactly these layers' strides; a block's name means all inside; [] converts the head alone.
+        output_stride: remove every stride that leads past this step, in input pixels.
+        padding: "full": e * n samples where the original has n; "valid": only windows that the original's padding
+            allows; "same": as in the paper's experiments.
+        head: "dense": the map of predictions; "average": its mean; "features": the map before the classifier's
+            pooling; "cam": the classifier at every position, without the pooling.
+        share: use the model's own tensors instead of copies.
+
+    Returns:
+        The dense network, in the model's mode.
+
+    Raises:
+        UsageError: the choice names no layer or changes nothing, or an option is unknown.
+        ConversionError: the model cannot be traced, or ops in it have no meaning on a lattice (all are listed).
+    """
+    choice = Choice(start, None if layers is None else tuple(layers), output_stride)
+    for name, value, known in (("padding", padding, PADDINGS), ("head", head, HEADS)):
+        if value not in known:
+            raise UsageError(f"{name}={value!r} is not one of {', '.join(known)}.")
+    source = same_tensors(model) if share else copy.deepcopy(model)
+    origin = Origin(tensors=digests(model.state_dict()))
+    return build(source, Options(shape_of(example), choice, padding, head), origin, example)
+
+
+def plan(
+    model: nn.Module,
+    example: Example,
+    *,
+    start: str | None = None,
+    layers: Sequence[str] | None = None,
+    output_stride: int | None = None,
+    padding: str = "full",
+    head: str = "dense",
+) -> Plan:
+    """What :func:`convert` would change and what it would cost; changes nothing and needs no weights.
+
+    Arguments and errors as for :func:`convert`; the model may be on the meta device.
+    """
+    choice = Choice(start, None if layers is None else tuple(layers), output_stride)
+    return Conversion(model, Options(shape_of(example), choice, padding, head), example).plans[False]
+
+
+def inspect(model: nn.Module, example: Example) -> Plan:
+    """The original's own geometry, as a plan in which nothing is changed."""
+    tensor = example if isinstance(example, Tensor) else blank(model, shape_of(example))
+    return survey(network(trace(model, tensor, training=False), model, training=False))
+
+
+def inverse(dense: Dense, *, share: bool = False) -> nn.Module:
+    """The original architecture with the dense network's parameters (dpoa).
+
+    Returns:
+        An instance of the original's class, with copies of the tensors unless `share`.
+    """
+    source = same_tensors(dense.source) if share else copy.deepcopy(dense.source)
+    return source.train(dense.training) if source.training != dense.training else source
+
+
+def shape_of(example: Example) -> tuple[int, ...]:
+    """The shape of an example, [B, C, *spatial].
+
+    Raises:
+        UsageError: it is not a batch of images.
+    """
+    shape = tuple(example.shape) if isinstance(example, Tensor) else tuple(example)
+    if len(shape) not in (3, 4, 5) or any(size < 1 for size in shape):
+        raise UsageError(f"the example's shape is {shape}: give [batch, channels, *spatial] with 1 to 3 spatial axes.")
+    return shape
+
+
+def blank(model: nn.Module, shape: Sequence[int]) -> Tensor:
+    """A tensor of a shape, of the model's dtype and on its device."""
+    like = next((tensor for tensor in model.parameters() if tensor.is_floating_point()), torch.empty(0))
+    return torch.zeros(tuple(shape), dtype=like.dtype, device=like.device)
+
+
+def build(source: nn.Module, options: Options, origin: Origin, example: Example | None = None) -> Dense:
+    """Convert a module tree in place of a copy: the dense network takes it over.
+
+    Raises:
+        UsageError, ConversionError: as :func:`convert`.
+    """
+    conversion = Conversion(source, options, example if example is not None else options.shape)
+    return Dense(source, origin, conversion)
+
+
+class Conversion:
+    """Both modes' graphs of one model, read and planned; holds no numbers.
+
+    Attributes:
+        options: how it is converted.
+        networks: by mode (False for eval), the ops as read.
+        plans: by mode, what becomes of them.
+        failures: by mode, why there is no plan (train mode only: a failure of eval mode is raised).
+    """
+
+    def __init__(self, model: nn.Module, options: Options, example: Example) -> None:
+        self.options = options
+        self._root = on_meta(model)
+        self._graphs: dict[bool, fx.Graph] = {}
+        self.networks: dict[bool, Network] = {}
+        self.plans: dict[bool, Plan] = {}
+        self.failures: dict[bool, Exception] = {}
+        tensor = example if isinstance(example, Tensor) else blank(model, options.shape)
+        self._read(model, tensor, training=False)
+        try:
+            self._read(model, tensor, training=True)
+        except ConversionError as error:
+            self.failures[True] = error
+        surveys = {mode: survey(one) for mode, one in self.networks.items()}
+        start = thresholds(options.choice, surveys[False])
+        chosen = {mode: choose(options.choice, one, start) for mode, one in surveys.items()}
+        check(options.choice, list(surveys.values()), list(chosen.values()))
+        for mode, one in self.networks.items():
+            try:
+                cut = apply_head(one, options.head)
+                self.plans[mode] = walk(cut, chosen[mode], padding=options.padding, head=options.head)
+            except ConversionError as error:
+                if not mode:
+                    raise
+                self.failures[mode] = error
+
+    def _read(self, model: nn.Module, example: Tensor, *, training: bool) -> None:
+        graph = trace(model, example, training=training)
+        read = network(graph, self._root, training=training)
+        for node in graph.nodes:
+            node.meta.pop("value", None)  # what it was traced with may be large
+        self._graphs[training], self.networks[training] = graph, read
+
+    def graph(self, mode: bool) -> fx.Graph | Exception:
+        """The dense graph of one mode, or why there is none."""
+        if mode in self.failures:
+            return self.failures[mode]
+        return write(self._graphs[mode], self._root, self.networks[mode], self.plans[mode])
+
+
+def _compiled(graph: fx.Graph) -> Callable[..., Any]:
+    """The graph's program as a function of the module and its inputs."""
+    program = graph.python_code("self")
+    names: dict[str, Any] = dict(program.globals)
+    exec(compile(program.src, "<dense network>", "exec"), names)
+    return names["forward"]  # type: ignore[no-any-return]

@@ -1,0 +1,292 @@
+"""Export of a torch model to ONNX: exact, dynamic in size, with the state_dict's names and nothing of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import TorchTensor
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import OutputKind, TensorArgument
+from torch.utils import _pytree as pytree
+
+from densify.errors import ConversionError, UsageError
+from densify.onnx_file import STATE_KEY, initializers, load_onnx, raw_bytes, restore_state, save_onnx
+from densify.onnx_graph import clean, keep_state, name_values, rename_symbols
+from densify.onnx_lower import lowered
+
+OPSETS = range(18, 26)
+"""The opsets that can be produced: below them the exporter silently stays at 18, above ONNX Runtime does not follow."""
+
+_PIECE = 2**24  # bytes compared at a time: the comparison itself needs as many
+
+_AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written.
+
+    Attributes:
+        files: the ONNX file, and the file of its weights where they pass 2 GiB.
+        opset: the ONNX opset of the file.
+        outputs: names of the outputs, in order.
+        dynamic: names of the input's axes that may have other sizes than the example's, with the smallest and the
+            largest size for which the graph is the model's (None: no largest): the model's own `if` on a size, say.
+        fixed: names of the input's axes that the model binds to the example's size, with that size.
+        weights: names of the initializers, keys of the model's state_dict.
+    """
+
+    files: tuple[Path, ...]
+    opset: int
+    outputs: tuple[str, ...]
+    dynamic: Mapping[str, tuple[int, int | None]]
+    fixed: Mapping[str, int]
+    weights: tuple[str, ...]
+
+
+def export_onnx(
+    model: nn.Module,
+    path: Path,
+    example: Tensor,
+    *,
+    opset: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    output_names: Sequence[str] | None = None,
+    data_name: str | None = None,
+) -> ExportResult:
+    """Write a model, as it is in eval mode, to an ONNX file, and check what came out.
+
+    The input is called `input`; its axes batch and length / height, width / depth, height, width are dynamic wherever
+    the model allows. One output is called `output`, several by their place in the output structure. Initializers are
+    the floating-point entries of the state_dict, name for name and byte for byte, those that eval does not use
+    included. The caller sees to it that an existing file is replaced whole, and that the numbers agree
+    (`OnnxSession`).
+
+    Args:
+        example: a legal input [B, C, *spatial].
+        opset: one of `OPSETS`; None is the installed exporter's own default.
+        metadata: strings for the file's metadata_props.
+        output_names: instead of the default names.
+        data_name: file name for weights past 2 GiB, where `path` is only a temporary one.
+
+    Raises:
+        UsageError: an opset that cannot be produced, or a wrong number of output names.
+        ConversionError: the model cannot be exported, or the exporter changed it.
+    """
+    if opset is not None and opset not in OPSETS:
+        raise _no_such_opset(opset)
+    with _silence(), _eval_mode(model), torch.no_grad():
+        program = _capture(model, example)
+        translated = _translate(program, opset)
+    outputs = _output_names(program, output_names)
+    name_values(translated, outputs)
+    dynamic, fixed = _name_axes(translated, program)
+    clean(translated)
+    state = keep_state(translated, model.state_dict())
+    translated.metadata_props.update({**(metadata or {}), STATE_KEY: json.dumps(state)})
+    produced = translated.opset_imports[""]
+    translated.ir_version = max(translated.ir_version, _ir_version(produced))
+    files = save_onnx(translated, path, data_name)
+    del translated  # its weights are the model's own, but the graph is not needed while the file is read back
+    try:
+        weights = _check(path, model, outputs)
+    except BaseException:
+        for file in files:
+            file.unlink(missing_ok=True)
+        raise
+    return ExportResult(files, produced, outputs, dynamic, fixed, weights)
+
+
+def axis_names(dimensions: int) -> tuple[str | None, ...]:
+    """Names of an input's axes, [B, C, *spatial]; None for the channels. More than three spatial axes have no names."""
+    return ("batch", None, *_AXES.get(dimensions - 2, ()))[:dimensions]
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter's prints, log lines and warnings to itself: failures are raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, every module's own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _capture(model: nn.Module, example: Tensor) -> ExportedProgram:
+    """The model as an exported program, with as many dynamic axes as it allows.
+
+    torch.export binds an axis of size 1 to that size, so a single example is doubled; a model that binds the batch
+    all the same, or cannot take two, gets the example as it is.
+    """
+    example = example.detach()
+    doubled = example if example.shape[0] > 1 else torch.cat([example, example])
+    every = frozenset(axis for axis, name in enumerate(axis_names(example.dim())) if name)
+    reason: Exception | None = None
+    for tensor, axes in ((doubled, every), (example, every - {0}), (doubled, frozenset({0})), (example, frozenset())):
+        try:
+            program = _trace(model, tensor, axes)
+        except Exception as error:  # torch.export lets errors of many kinds through, the model's own among them
+            reason = reason or error
+            continue
+        if tensor is example or not isinstance(_input_shape(program)[0], int):
+            return program
+    raise ConversionError(
+        f"the model cannot be exported: {_summary(reason)}. ONNX export needs a model that torch.export accepts."
+    )
+
+
+def _trace(model: nn.Module, example: Tensor, axes: frozenset[int]) -> ExportedProgram:
+    """torch.export with these axes dynamic, less those that the model turns out to bind to the example's size."""
+    while True:
+        program = torch.export.export(model, (example,), dynamic_shapes=(dict.fromkeys(axes, Dim.AUTO),))
+        # A bound axis keeps its symbol in the graph's shapes, so that it looks dynamic there: export it as fixed.
+        bound = {axis for axis in axes if isinstance(_input_shape(program)[axis], int)}
+        if not bound:
+            return program
+        axes -= bound
+
+
+def _input_shape(program: ExportedProgram) -> list[int | torch.SymInt]:
+    """The input's sizes: symbolic where any size will do."""
+    name = program.graph_signature.user_inputs[0]
+    shape = next(node.meta["val"].shape for node in program.graph.nodes if node.name == name)
+    known = [size if isinstance(size, int) else size.node.maybe_as_int() for size in shape]
+    return [size if number is None else number for size, number in zip(shape, known, strict=True)]
+
+
+def _summary(error: BaseException | None) -> str:
+    """The first line that says something, without its final full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0].rstrip(".")[:300]
+
+
+def _translate(program: ExportedProgram, opset: int | None) -> ir.Model:
+    """The program as an ONNX graph. optimize=False: the optimiser folds BatchNorm and merges equal tensors."""
+    try:
+        result = torch.onnx.export(
+            lowered(program), (), dynamo=True, optimize=False, verbose=False, opset_version=opset
+        )
+    except Exception as error:  # the same here: operators fail with errors of any kind
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the outer ones only say that something failed
+            cause = cause.__cause__
+        raise ConversionError(f"the model cannot be translated to ONNX: {_summary(cause)}.") from None
+    assert result is not None  # it is None for dynamo=False only
+    if opset is not None and result.model.opset_imports[""] != opset:  # an onnxscript too old for it keeps its own
+        raise _no_such_opset(opset)
+    return result.model
+
+
+def _no_such_opset(opset: int) -> UsageError:
+    return UsageError(f"opset {opset} cannot be produced. Ask for one from {OPSETS[0]} to {OPSETS[-1]}.")
+
+
+def _output_names(program: ExportedProgram, asked: Sequence[str] | None) -> tuple[str, ...]:
+    """The names asked for, one for each output, or the default ones."""
+    default = default_output_names(program)
+    names = default if asked is None else tuple(asked)
+    if len(names) != len(default) or len({"input", *names}) != len(names) + 1:
+        raise UsageError(
+            f"output names {list(names)} do not fit: the model has {len(default)} outputs, each needs its own."
+        )
+    return names
+
+
+def default_output_names(program: ExportedProgram) -> tuple[str, ...]:
+    """Default names of a program's tensor outputs: `output`, or their keys and places in the output structure."""
+    specs = [spec for spec in program.graph_signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
+    structure = pytree.tree_unflatten(list(range(len(specs))), program.call_spec.out_spec)
+    names = []
+    for keys, place in pytree.tree_flatten_with_path(structure)[0]:
+        if isinstance(specs[place].arg, TensorArgument):
+            parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in keys]
+            names.append(".".join(parts if parts and not parts[0].isdigit() else ["output", *parts]))
+    return tuple(names)
+
+
+def _name_axes(model: ir.Model, program: ExportedProgram) -> tuple[dict[str, tuple[int, int | None]], dict[str, int]]:
+    """Name the input's axes, in all shapes of the graph; dynamic axes with their bounds, and fixed axes."""
+    dynamic: dict[str, tuple[int, int | None]] = {}
+    fixed: dict[str, int] = {}
+    symbols: dict[str, str] = {}
+    shape = model.graph.inputs[0].shape
+    assert shape is not None  # the exporter gives every input one
+    for axis, (name, size) in enumerate(zip(axis_names(len(shape)), _input_shape(program), strict=False)):
+        if name is not None and isinstance(size, int):
+            fixed[name] = size
+        elif name is not None and isinstance(size, torch.SymInt):
+            symbols.setdefault(str(shape[axis]), name)
+            dynamic[name] = _bounds(program, size)
+    rename_symbols(model, symbols)
+    return dynamic, fixed
+
+
+def _bounds(program: ExportedProgram, size: torch.SymInt) -> tuple[int, int | None]:
+    bounds = program.range_constraints.get(size.node.expr)
+    if bounds is None:
+        return 1, None
+    # torch.export assumes at least 2 everywhere, which says nothing about the model.
+    least = int(bounds.lower) if bounds.lower > 2 else 1
+    return least, int(bounds.upper) if bounds.upper.is_Integer else None
+
+
+def _ir_version(opset: int) -> int:
+    return onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)], ignore_unknown=True)
+
+
+def _check(path: Path, model: nn.Module, outputs: tuple[str, ...]) -> tuple[str, ...]:
+    """Read the file back: names, and every weight byte for byte. Returns the initializers' names."""
+    written = load_onnx(path)
+    found = (tuple(value.name for value in written.graph.input), tuple(value.name for value in written.graph.output))
+    if found != (("input",), outputs):
+        raise ConversionError(f"the exporter wrote inputs and outputs {found}, not {(('input',), outputs)}.")
+    state = model.state_dict()
+    names = []
+    for tensor in initializers(written, path):
+        name = str(tensor.name)
+        if name not in state or not _same_bytes(tensor, state[name]):
+            raise ConversionError(f"the exporter changed the weight {name!r}: it is not what the model has.")
+        names.append(name)
+    metadata = {entry.key: entry.value for entry in written.metadata_props}
+    missing = state.keys() - restore_state(dict.fromkeys(names, torch.empty(0)), metadata, str(path)).keys()
+    if missing:
+        raise ConversionError(f"the exporter lost {len(missing)} weights, among them {min(missing)!r}.")
+    return tuple(names)
+
+
+def _same_bytes(written: ir.TensorProtocol, tensor: Tensor) -> bool:
+    """Bitwise equality, NaN and negative zero included, without a second copy of the tensor."""
+    own = TorchTensor(tensor)
+    if written.dtype != own.dtype or written.shape.numpy() != tuple(tensor.shape):
+        return False
+    plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    data = raw_bytes(written)
+    pieces = range(0, data.size, _PIECE)
+    return data.size == plain.size and all(np.array_equal(data[i : i + _PIECE], plain[i : i + _PIECE]) for i in pieces)

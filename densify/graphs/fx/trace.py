@@ -1,0 +1,240 @@
+"""Record a model as a torch.fx graph while running every node on the example.
+
+Control flow on shapes is decided by the example; every decided condition becomes a guard of the graph. The run
+happens on the meta device, so that it costs neither time nor memory; a model that looks at values is run for real.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from densify.errors import ConversionError
+
+
+def same_tensors(model: nn.Module, convert: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
+    """A copy of a module tree that holds the same tensors, or `convert` of each."""
+    memo: dict[int, Any] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        memo[id(tensor)] = tensor if convert is None else convert(tensor)
+    return copy.deepcopy(model, memo)
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy of a module tree whose parameters and buffers hold no numbers."""
+
+    def empty(tensor: Tensor) -> Tensor:
+        meta = tensor.detach().to("meta")
+        return nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
+
+    return same_tensors(model, empty)
+
+
+def trace(model: nn.Module, example: Tensor, *, training: bool) -> fx.Graph:
+    """The model's graph in train or eval mode.
+
+    Every node carries ``meta["value"]``: its value on the example, tensors on the meta device where possible.
+
+    Args:
+        example: [B, C, *spatial].
+
+    Raises:
+        ConversionError: the model cannot be traced; the message names the source line.
+    """
+    if training and example.shape[0] == 1:
+        example = torch.cat([example, example])  # BatchNorm refuses to learn from a single value
+    try:
+        return _trace(on_meta(model), example.to("meta"), training)
+    except Exception:
+        # Meta tensors have no values: only a run on real ones tells whether the model or the meta device is at fault.
+        root = copy.deepcopy(model)
+        try:
+            return _trace(root, example, training)
+        except Exception as error:
+            raise ConversionError(f"cannot trace {type(model).__name__}: {_explain(error, model, example)}") from error
+
+
+def _trace(root: nn.Module, example: Tensor, training: bool) -> fx.Graph:
+    root.train(training)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        return ExampleTracer(example).trace(root)
+
+
+def _explain(error: Exception, model: nn.Module, example: Tensor) -> str:
+    """The innermost source line that belongs to neither torch nor densify, and what went wrong there."""
+    place = ""
+    frame = error.__traceback__
+    while frame is not None:
+        name = frame.tb_frame.f_code.co_filename
+        if not any(part in name for part in _OWN):
+            place = f"{name.rsplit('/', 1)[-1]}:{frame.tb_lineno}, in {frame.tb_frame.f_code.co_name}"
+        frame = frame.tb_next
+    message = str(error).strip().split("\n")[0] or type(error).__name__
+    at = f" at {place}" if place else ""
+    return f"{message}{at}, with an example of shape {tuple(example.shape)}. Does the model run on this example?"
+
+
+class ExampleProxy(fx.Proxy):
+    """A proxy that knows its value on the example."""
+
+    tracer: ExampleTracer
+
+    @property
+    def value(self) -> Any:
+        return self.node.meta["value"]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "shape" and self.node.op == "get_attr":
+            return self.value.shape
+        return super().__getattr__(name)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __int__(self) -> int:
+        return int(self.tracer.decide(self, self.value))
+
+    def __index__(self) -> int:
+        return operator.index(self.tracer.decide(self, self.value))
+
+    def __float__(self) -> float:
+        return float(self.tracer.decide(self, self.value))
+
+    def __ceil__(self) -> Any:
+        return self.tracer.create_proxy("call_function", math.ceil, (self,), {})
+
+    def __floor__(self) -> Any:
+        return self.tracer.create_proxy("call_function", math.floor, (self,), {})
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self.value
+
+    __hash__ = fx.Proxy.__hash__
+
+
+class ExampleTracer(fx.Tracer):
+    """A tracer that runs each node on the example as it records it.
+
+    Args:
+        example: the input, on the same device as the traced module's parameters.
+    """
+
+    def __init__(self, example: Tensor) -> None:
+        super().__init__()
+        self.record_stack_traces = True
+        self.example = example
+        self.running = False
+        self.owners: list[str] = []
+        self.names: dict[int, str] = {}
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        self.names = {id(t): name for name, t in [*root.named_parameters(), *root.named_buffers()]}
+        return super().trace(root, concrete_args)
+
+    def proxy(self, node: fx.Node) -> ExampleProxy:
+        return ExampleProxy(node, self)
+
+    def create_node(
+        self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None
+    ) -> Any:
+        node = super().create_node(kind, target, args, kwargs, name, type_expr)
+        node.meta["owner"] = self.owners[-1] if self.owners else ""
+        if kind != "output":
+            node.meta["value"] = self._run(node, target, args)
+        return node
+
+    def _run(self, node: fx.Node, target: Any, args: Any) -> Any:
+        if node.op == "placeholder":
+            if any(n.op == "placeholder" and n is not node for n in self.graph.nodes):
+                return args[0] if args else None  # an optional second input keeps its default
+            return self.example
+        if node.op == "get_attr":
+            value: Any = self.root
+            for part in str(target).split("."):
+                value = getattr(value, part)
+            if isinstance(value, Tensor) and target not in self.names.values():
+                node.meta["constant"] = value
+            return value.to(self.example.device) if isinstance(value, Tensor) else value
+        values, keywords = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
+        self.running = True
+        try:
+            if node.op == "call_module":
+                return self.root.get_submodule(str(target))(*values, **keywords)
+            if node.op == "call_method":
+                return getattr(values[0], str(target))(*values[1:], **keywords)
+            with torch.device(self.example.device):
+                return target(*values, **keywords)
+        finally:
+            self.running = False
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.running:
+            return forward(*args, **kwargs)
+        self.owners.append(self.path_of_module(m))
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        finally:
+            self.owners.pop()
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if not self.running and isinstance(attr_val, Tensor) and id(attr_val) in self.names:
+            name = self.names[id(attr_val)]
+            if name not in parameter_proxy_cache:
+                parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+            return parameter_proxy_cache[name]
+        return attr_val
+
+    def create_arg(self, a: Any) -> Any:
+        """Named tuples stay what they are; torch.fx would make a call of their class."""
+        if isinstance(a, tuple) and hasattr(a, "_fields"):
+            return type(a)(*(self.create_arg(item) for item in a))
+        return super().create_arg(a)
+
+    def decide(self, proxy: ExampleProxy, value: Any) -> Any:
+        """Take the example's value, and record the guard that holds other inputs to it."""
+        if isinstance(value, int | float | bool):
+            place = source_line(proxy.node)
+            self.create_proxy("call_function", guard, (proxy, value, place), {})
+        return value
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        assert isinstance(obj, ExampleProxy)
+        return bool(self.decide(obj, bool(obj.value)))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        assert isinstance(obj, ExampleProxy)
+        return iter([self.create_proxy("call_function", operator.getitem, (obj, i), {}) for i in range(len(obj.value))])
+
+
+_OWN = ("/torch/", "/densify/graphs/", "\\torch\\", "\\densify\\graphs\\", "<eval")
+
+
+def source_line(node: fx.Node) -> str:
+    """File and line of the program that made this node."""
+    lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File")]
+    lines = [line for line in lines if not any(part in line for part in _OWN)]
+    if not lines:
+        return ""
+    file, number = lines[-1].split(",")[:2]
+    return f"{file.removeprefix('File ').strip(chr(34)).rsplit('/', 1)[-1]}:{number.removeprefix(' line ')}"
+
+
+def guard(value: Any, expected: Any, place: str) -> None:
+    """Raise if a condition that the example decided comes out otherwise.
+
+    Raises:
+        ConversionError: the input takes another way through the model than the example did.
+    """
+    if isinstance(expected, bool):
+        value = bool(value)
+    if value != expected:
+        raise ConversionError(
+            f"this input takes another way through the model than the example that it was converted with: the "
+            f"condition at {place} was {expected} and is {value}. Convert with an example of this size."
+        )

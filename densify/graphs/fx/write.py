@@ -1,0 +1,218 @@
+"""From a plan back to a torch.fx graph: one writer per kind of op that a rule puts there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import fx, nn
+
+from densify import layers
+from densify.graphs.fx.read import Call
+from densify.lattice import DenseWindow
+from densify.ops import (
+    AvgPool,
+    Conv,
+    DenseWindowed,
+    GlobalPool,
+    Identity,
+    Join,
+    Map,
+    MaxPool,
+    Op,
+    PhaseWise,
+    Rows,
+    ShapeOf,
+)
+from densify.planning import Network, Plan, Step
+from densify.rules.joins import crops
+
+_CONV_ARGUMENTS = "input weight bias stride padding dilation groups"
+
+
+def write(graph: fx.Graph, root: nn.Module, full: Network, plan: Plan) -> fx.Graph:
+    """The dense network's graph.
+
+    Args:
+        graph: the original's, whose nodes the plan speaks of.
+        root: the module tree that it was traced from.
+        full: the network as read, before a head option cut it.
+    """
+    return _Writer(graph, root, full, plan).run()
+
+
+class _Writer:
+    """Copies a graph node by node; what a rule changed goes through the writer of its op."""
+
+    def __init__(self, graph: fx.Graph, root: nn.Module, full: Network, plan: Plan) -> None:
+        self.old, self.root, self.full, self.plan = graph, root, full, plan
+        self.new = fx.Graph()
+        self.env: dict[fx.Node, fx.Node] = {}
+        self.by_name = {node.name: node for node in graph.nodes}
+        self.sizes: dict[str, Any] = {}
+
+    def run(self) -> fx.Graph:
+        for node in self.old.nodes:
+            if node.op == "output":
+                self.output(node)
+            elif all(source in self.env for source in node.all_input_nodes):
+                step = self.plan.steps.get(node.name)
+                if step is None and node.name in self.full.sites:
+                    continue  # cut off by a head option
+                self.env[node] = self.copy(node) if step is None or step.op is None else self.site(node, step)
+        self.new.eliminate_dead_code(is_impure_node=_is_impure)
+        self.new.lint()
+        return self.new
+
+    def copy(self, node: fx.Node, **replaced: fx.Node) -> fx.Node:
+        """The node as it is; `replaced` maps names of its inputs to other new nodes."""
+        return self.new.node_copy(node, lambda source: replaced.get(source.name, self.env[source]))
+
+    def call(self, function: Callable[..., Any], *args: Any) -> fx.Node:
+        return self.new.call_function(function, args)
+
+    def site(self, node: fx.Node, step: Step) -> fx.Node:
+        op = step.op
+        assert op is not None
+        return _WRITERS.get(type(op), _unchanged)(self, node, step, op)
+
+    def original_sizes(self, key: str) -> Any:
+        """A node that computes the original's spatial sizes of a map, made where it is first asked for."""
+        if key not in self.sizes:
+            step = self.plan.steps[key]
+            if step.op is None:
+                made: Any = self.call(layers.spatial_sizes, self.env[self.by_name[key]])
+            elif isinstance(step.op, DenseWindowed):
+                made = self.call(layers.counts, self.original_sizes(step.site.inputs[0]), step.op.windows)
+            elif isinstance(step.op, PhaseWise) and isinstance(step.op.op, GlobalPool):
+                made = (1,) * len(step.map.axes)
+            else:
+                made = self.original_sizes(step.site.inputs[0])
+            self.sizes[key] = made
+        return self.sizes[key]
+
+    def output(self, node: fx.Node) -> None:
+        moved = {
+            self.by_name[key]: self.by_name[self.plan.network.outputs[name]] for name, key in self.full.outputs.items()
+        }
+
+        def place(source: fx.Node) -> fx.Node:
+            kept = moved.get(source, source)
+            made = self.env[kept]
+            if source in moved and self.plan.head == "average":
+                return self.call(layers.average, made, len(self.plan.steps[kept.name].map.axes))
+            return made
+
+        self.new.output(fx.map_arg(node.args[0], place))
+
+
+def _is_impure(node: fx.Node) -> bool:
+    """Guards have no result and must stay; everything that computes nothing in use goes."""
+    name = getattr(node.target, "__name__", str(node.target))
+    return node.op in ("placeholder", "output") or name in ("guard", "_assert") or name.endswith("_")
+
+
+def _est(source: Map) -> tuple[int, ...]:
+    return tuple(axis.lattice.stride for axis in source.axes)
+
+
+def _unchanged(writer: _Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    return writer.copy(node)
+
+
+def _identity(writer: _Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    return writer.env[writer.by_name[step.site.inputs[0]]]
+
+
+def _rows(writer: _Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    source = step.site.inputs[0]
+    x = writer.env[writer.by_name[source]]
+    return writer.call(layers.from_rows, writer.copy(node, **{source: writer.call(layers.to_rows, x)}), x)
+
+
+def _windowed(writer: _Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    assert isinstance(op, DenseWindowed)
+    linear = isinstance(op.op, Conv) and op.op.linear
+    if all(window.untouched for window in op.windows) and not linear:
+        return writer.copy(node)
+    x = writer.env[writer.by_name[step.site.inputs[0]]]
+    if isinstance(op.op, Conv):
+        return _conv(writer, node, op, x)
+    pool = (op.windows, op.op.count_include_pad, op.op.divisor) if isinstance(op.op, AvgPool) else (op.windows,)
+    if any(window.ceil and window.padding == "same" and window.est > 1 for window in op.windows):
+        pool = (*pool, writer.original_sizes(step.site.inputs[0]))
+    return writer.call(layers.emax_pool if isinstance(op.op, MaxPool) else layers.eavg_pool, x, *pool)
+
+
+def _conv(writer: _Writer, node: fx.Node, op: DenseWindowed, x: fx.Node) -> fx.Node:
+    module = writer.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    given = Call(node, module, ()).arguments(_CONV_ARGUMENTS, bias=None, groups=1)
+    if module is None:
+        weight, bias = (fx.map_arg(given[name], lambda source: writer.env[source]) for name in ("weight", "bias"))
+    else:
+        weight = writer.new.create_node("get_attr", f"{node.target}.weight")
+        bias = writer.new.create_node("get_attr", f"{node.target}.bias") if given["bias"] is not None else None
+    assert isinstance(op.op, Conv)
+    if op.op.linear:
+        weight = writer.call(layers.kernel_of, weight, tuple(window.kernel for window in op.windows))
+    return writer.call(layers.econv, x, weight, bias, op.windows, given["groups"])
+
+
+def _phase_wise(writer: _Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    key, source = step.site.inputs[0], step.sources[0]
+    est, x = _est(source), writer.env[writer.by_name[key]]
+    if writer.plan.padding == "full" or source.untouched:
+        fragments = x if set(est) == {1} else writer.call(layers.space_to_batch, x, est)
+        made = writer.copy(node, **{key: fragments})
+        return made if set(est) == {1} and not step.map.collapsed else writer.call(layers.batch_to_space, made, est)
+    sizes = writer.original_sizes(key)
+    first = tuple(axis.lattice.offset - axis.lattice.offset % axis.lattice.stride for axis in source.axes)
+    fragments = writer.call(layers.space_to_batch, x, est, sizes, first)
+    kept = writer.call(layers.complete_phases, x, est, sizes, first)
+    return writer.call(layers.batch_to_space, writer.copy(node, **{key: fragments}), est, kept)
+
+
+def _join(writer: _Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    keys, sources = step.site.inputs, step.sources
+    operands = {key: writer.env[writer.by_name[key]] for key in keys}
+    if len(keys) == 1 or all(source.untouched for source in sources):
+        return writer.copy(node)
+    wide = max(zip(sources, keys, strict=True), key=lambda pair: [axis.size for axis in pair[0].axes])
+    for key, source in zip(keys, sources, strict=True):
+        if [axis.size for axis in source.axes] != [axis.size for axis in wide[0].axes]:
+            operands[key] = writer.call(layers.tile, operands[key], operands[wide[1]], _est(source))
+    if writer.plan.padding != "full" and any(axis.lattice.stride > 1 for axis in step.map.axes):
+        aligned = writer.call(layers.align, tuple(operands.values()), tuple(crops(sources)))
+        operands = {key: writer.new.call_function(_item, (aligned, i)) for i, key in enumerate(keys)}
+    return writer.copy(node, **operands)
+
+
+def _shape_of(writer: _Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    source = step.sources[0]
+    asked = node.args[1] if len(node.args) > 1 and node.target is getattr else node.target
+    if source.untouched or asked not in ("shape", "size", "dim", "ndim"):
+        return writer.copy(node)
+    x = writer.env[writer.by_name[step.site.inputs[0]]]
+    if asked in ("dim", "ndim"):
+        return writer.call(layers.original_dim, x, source.collapsed)
+    flattened = tuple(axis.pending for axis in source.axes) if source.collapsed else None
+    shape = writer.call(layers.original_shape, x, _est(source), flattened)
+    dims = [*node.args[1:], *node.kwargs.values()] if asked == "size" else []
+    return writer.new.call_function(_item, (shape, dims[0])) if dims else shape
+
+
+def _item(values: Any, index: int) -> Any:
+    """One entry of a sequence."""
+    return values[index]
+
+
+_WRITERS: Mapping[type[Op], Callable[[_Writer, fx.Node, Step, Op], fx.Node]] = {
+    DenseWindowed: _windowed,
+    Identity: _identity,
+    Join: _join,
+    PhaseWise: _phase_wise,
+    Rows: _rows,
+    ShapeOf: _shape_of,
+}
+
+__all__ = ["DenseWindow", "write"]

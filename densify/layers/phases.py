@@ -1,0 +1,107 @@
+"""Moving phases and positions between space and batch, and keeping operands of joins together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def space_to_batch(
+    x: Tensor, est: Sequence[int], sizes: Sequence[int] | None = None, first: Sequence[int] = ()
+) -> Tensor:
+    """[B, C, *(n * e)] -> [B * prod(e), C, *n]: every phase becomes a fragment in the batch.
+
+    Args:
+        x: dense map.
+        est: eST per spatial axis.
+        sizes: the original's sizes n, where the map is not n * e long. It is cropped or filled up with zeros; the
+            fragments that then are incomplete must be dropped, see :func:`complete_phases`.
+        first: with `sizes`, how many leading samples to crop.
+    """
+    if sizes is not None:
+        for axis, (n, e) in enumerate(zip(sizes, est, strict=True)):
+            x = x.narrow(2 + axis, first[axis], min(n * e, x.shape[2 + axis] - first[axis]))
+        short = [n * e - x.shape[2 + axis] for axis, (n, e) in enumerate(zip(sizes, est, strict=True))]
+        x = F.pad(x, [side for missing in reversed(short) for side in (0, missing)])
+    batch, channels = x.shape[:2]
+    split = [length for axis, e in enumerate(est) for length in (x.shape[2 + axis] // e, e)]
+    count = len(est)
+    order = [0, *(3 + 2 * i for i in range(count)), 1, *(2 + 2 * i for i in range(count))]
+    return x.reshape(batch, channels, *split).permute(order).reshape(batch * prod(est), channels, *split[::2])
+
+
+def complete_phases(x: Tensor, est: Sequence[int], sizes: Sequence[int], first: Sequence[int]) -> list[int]:
+    """How many phases of a dense map have all n samples, per spatial axis."""
+    return [
+        min(e, x.shape[2 + axis] - start - e * (n - 1))
+        for axis, (n, e, start) in enumerate(zip(sizes, est, first, strict=True))
+    ]
+
+
+def batch_to_space(x: Tensor, est: Sequence[int], kept: Sequence[int] = ()) -> Tensor:
+    """[B * prod(e), C, *n] -> [B, C, *(n * e)]; [B * prod(e), C] counts as n = 1.
+
+    `kept` crops every axis to so many samples.
+    """
+    count = len(est)
+    fragments, channels = x.shape[:2]
+    sizes = list(x.shape[2:]) or [1] * count
+    order = [0, 1 + count, *(side for i in range(count) for side in (2 + count + i, 1 + i))]
+    shape = [n * e for n, e in zip(sizes, est, strict=True)]
+    y = x.reshape(fragments // prod(est), *est, channels, *sizes).permute(order)
+    y = y.reshape(fragments // prod(est), channels, *shape)
+    for axis, length in enumerate(kept):
+        y = y.narrow(2 + axis, 0, length)
+    return y
+
+
+def to_rows(x: Tensor) -> Tensor:
+    """[B, K, *spatial] -> [B * prod(spatial), K]: the vector of every position becomes an entry of the batch."""
+    return x.movedim(1, -1).reshape(-1, x.shape[1])
+
+
+def from_rows(rows: Tensor, like: Tensor) -> Tensor:
+    """The way back from :func:`to_rows`, for the map `like` that the rows were taken from."""
+    return rows.reshape(like.shape[0], *like.shape[2:], rows.shape[1]).movedim(-1, 1)
+
+
+def align(maps: Sequence[Tensor], starts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Crop maps to the samples that all have: `starts` leading ones go, then what is longer than the shortest."""
+    for axis in range(len(starts[0])):
+        dim = 2 + axis
+        length = min(x.shape[dim] - start[axis] for x, start in zip(maps, starts, strict=True))
+        maps = [x.narrow(dim, start[axis], length) for x, start in zip(maps, starts, strict=True)]
+    return list(maps)
+
+
+def tile(statistic: Tensor, like: Tensor, est: Sequence[int]) -> Tensor:
+    """Repeat a statistic [B, C, *e] over a map [.., *(n * e)]: every phase of the map meets its own."""
+    return statistic.repeat(1, 1, *(like.shape[2 + axis] // e for axis, e in enumerate(est)))
+
+
+def average(x: Tensor, spatial: int) -> Tensor:
+    """[B, K, *spatial] -> [B, K]: the mean over the map of predictions (paper, sections 3.3 and 3.4)."""
+    return x.mean(dim=tuple(range(x.dim() - spatial, x.dim())))
+
+
+def kernel_of(weight: Tensor, kernel: Sequence[int]) -> Tensor:
+    """A Linear layer's weight [K, C * prod(kernel)] seen as a convolution's [K, C, *kernel]; no copy."""
+    return weight.view(weight.shape[0], -1, *kernel)
+
+
+def original_shape(x: Tensor, est: Sequence[int], flattened: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The shape that the original's program would read: sizes divided by eST.
+
+    `flattened` is the window that a flatten took in, where the original's tensor is a vector.
+    """
+    if flattened is not None:
+        return (x.shape[0], x.shape[1] * prod(flattened))
+    return (*x.shape[:2], *(-(-x.shape[2 + axis] // e) for axis, e in enumerate(est)))
+
+
+def original_dim(x: Tensor, collapsed: bool) -> int:
+    """The rank that the original's program would read."""
+    return 2 if collapsed else x.dim()

@@ -1,0 +1,155 @@
+"""eConv and ePool: window ops that read their input at step eST (paper, equations 3 and 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from densify.lattice import DenseWindow, Layout
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+
+def econv(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Sequence[DenseWindow], groups: int = 1) -> Tensor:
+    """Convolution with the kernel's taps eST samples apart (paper, equation 3).
+
+    Args:
+        x: [B, C, *spatial], dense.
+        weight: [K, C / groups, *kernel], as the original has it.
+        bias: [K] or None.
+        windows: geometry per spatial axis.
+
+    Returns:
+        [B, K, *spatial], dense.
+    """
+    layouts = _layouts(x, windows, None)
+    if all(at.low == at.high for at in layouts):
+        padding = [at.low for at in layouts]
+    else:
+        x, padding = _pad(x, layouts, 0.0), [0] * len(layouts)
+    stride, dilation = [w.move for w in windows], [w.spacing for w in windows]
+    y = _CONV[len(windows)](x, weight, bias, stride, padding, dilation, groups)
+    return _far_side(y, layouts)
+
+
+def emax_pool(x: Tensor, windows: Sequence[DenseWindow], sizes: Sequence[int] | None = None) -> Tensor:
+    """Max pooling with the window's samples eST samples apart (paper, equation 4).
+
+    Args:
+        x: [B, C, *spatial], dense.
+        windows: geometry per spatial axis.
+        sizes: the original's spatial sizes, needed for padding="same" in ceil mode.
+    """
+    layouts = _layouts(x, windows, sizes)
+    # Padding is filled with -inf by hand: torch and ONNX Runtime compare their own with the undilated kernel.
+    x = _pad(x, layouts, float("-inf"))
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+        # Where two samples tie, torch.maximum would send the gradient to both.
+        kernel, stride = [w.kernel for w in windows], [w.move for w in windows]
+        y = _MAX_POOL[len(windows)](x, kernel, stride, 0, [w.spacing for w in windows])
+    else:
+        y = x
+        for axis, window in enumerate(windows):
+            y = _shifted_maximum(y, 2 + axis, window)
+    return _far_side(y, layouts)
+
+
+def eavg_pool(
+    x: Tensor,
+    windows: Sequence[DenseWindow],
+    count_include_pad: bool,
+    divisor: int | None,
+    sizes: Sequence[int] | None = None,
+) -> Tensor:
+    """Average pooling with the window's samples eST samples apart; torch itself has none.
+
+    The sum is a depthwise convolution with ones. The divisor is the product of per-axis counts: samples inside
+    count, padding counts if `count_include_pad`, what hangs over in ceil mode never does.
+
+    Args:
+        x: [B, C, *spatial], dense.
+        windows: geometry per spatial axis.
+        divisor: torch's divisor_override.
+        sizes: the original's spatial sizes, needed for padding="same" in ceil mode.
+    """
+    layouts = _layouts(x, windows, sizes)
+    channels = x.shape[1]
+    ones = x.new_ones(()).expand(channels, 1, *(w.kernel for w in windows))
+    stride, dilation = [w.move for w in windows], [w.spacing for w in windows]
+    padded = _pad(x, layouts, 0.0)
+    y = _CONV[len(windows)](padded, ones, None, stride, 0, dilation, channels)
+    if divisor is not None:
+        y = y / divisor
+    elif any(_counts_vary(window, count_include_pad) for window in windows):
+        for axis, window in enumerate(windows):
+            count = _window_counts(x, axis, window, layouts[axis], count_include_pad)
+            y = y / count.reshape([-1] + [1] * (len(windows) - 1 - axis))
+    else:
+        y = y / reduce(lambda a, b: a * b, (w.kernel for w in windows))
+    return _far_side(y, layouts)
+
+
+def spatial_sizes(x: Tensor) -> tuple[int, ...]:
+    """[B, C, *spatial] -> its spatial sizes."""
+    return tuple(x.shape[2:])
+
+
+def counts(sizes: Sequence[int], windows: Sequence[DenseWindow]) -> tuple[int, ...]:
+    """The original's sizes after a window op, from those before."""
+    return tuple(window.window.count(size) for window, size in zip(windows, sizes, strict=True))
+
+
+def _layouts(x: Tensor, windows: Sequence[DenseWindow], sizes: Sequence[int] | None) -> list[Layout]:
+    return [
+        window.layout(x.shape[2 + axis], None if sizes is None else sizes[axis]) for axis, window in enumerate(windows)
+    ]
+
+
+def _pad(x: Tensor, layouts: Sequence[Layout], value: float) -> Tensor:
+    amounts = [side for at in reversed(layouts) for side in (at.low, at.high)]
+    if all(isinstance(amount, int) and amount == 0 for amount in amounts):
+        return x
+    return F.pad(x, amounts, value=value)
+
+
+def _shifted_maximum(x: Tensor, dim: int, window: DenseWindow) -> Tensor:
+    """The running maximum along one axis from shifted views: far faster on a CPU than dilated pooling."""
+    length = x.shape[dim] - window.spacing * (window.kernel - 1)
+    views = [x.narrow(dim, tap * window.spacing, length) for tap in range(window.kernel)]
+    y = reduce(torch.maximum, views)
+    return y if window.move == 1 else y[(slice(None),) * dim + (slice(None, None, window.move),)]
+
+
+def _far_side(y: Tensor, layouts: Sequence[Layout]) -> Tensor:
+    """Repeat the last window of every phase where the original's stride or ceil mode reaches past the last one."""
+    for axis, at in enumerate(layouts):
+        dim = 2 + axis
+        if at.total is not None:
+            have = y.shape[dim]
+            if not (isinstance(have, int) and isinstance(at.total, int) and have == at.total):
+                sample = torch.arange(at.total, device=y.device)
+                index = torch.where(sample < have, sample, have - at.period + sample % at.period)
+                y = y.index_select(dim, index)
+        if at.take > 1:
+            y = y[(slice(None),) * dim + (slice(None, None, at.take),)]
+    return y
+
+
+def _counts_vary(window: DenseWindow, count_include_pad: bool) -> bool:
+    return window.ceil or (not count_include_pad and (window.low > 0 or window.high > 0)) or window.padding == "same"
+
+
+def _window_counts(x: Tensor, axis: int, window: DenseWindow, at: Layout, count_include_pad: bool) -> Tensor:
+    """For every window along one axis, how many of its samples count for the divisor; at least 1."""
+    size = x.shape[2 + axis]
+    windows = size + at.low + at.high - window.spacing * (window.kernel - 1)
+    first = torch.arange(0, windows, window.move, device=x.device) - at.low
+    taps = first[:, None] + torch.arange(window.kernel, device=x.device) * window.spacing
+    low = -window.est * window.low if count_include_pad else 0
+    high = size + (window.est * window.high if count_include_pad else 0)
+    return ((taps >= low) & (taps < high)).sum(1).clamp(min=1).to(x.dtype)

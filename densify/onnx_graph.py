@@ -1,0 +1,120 @@
+"""Edits of an exported ONNX graph: names, cleanliness, and initializers that are exactly the state_dict's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from onnx_ir.tensor_adapters import TorchTensor
+from torch import Tensor
+
+
+def all_values(model: ir.Model) -> Iterator[ir.Value]:
+    """Every value of the main graph and the graphs inside it: inputs, initializers, what nodes produce."""
+    yield from model.graph.inputs
+    yield from model.graph.initializers.values()
+    for node in model.graph.all_nodes():
+        yield from node.outputs
+
+
+def rename_symbols(model: ir.Model, symbols: Mapping[str, str]) -> None:
+    """Rename symbolic sizes in every shape, inside expressions too (`4*(s53//2)` becomes `4*(height//2)`)."""
+    if not symbols:
+        return
+    longest_first = sorted(symbols, key=len, reverse=True)
+    pattern = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest_first))})(?!\w)")
+    for value in all_values(model):
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                pattern.sub(lambda found: symbols[found[0]], str(dim)) if isinstance(dim, ir.SymbolicDim) else dim
+                for dim in value.shape
+            )
+
+
+def name_values(model: ir.Model, outputs: Sequence[str]) -> None:
+    """Name the only input `input` and the outputs as given; another value of such a name gives way."""
+    passes.OutputFixPass()(model)  # an output is a value of its own: no input, no other output
+    wanted = dict(zip(("input", *outputs), (*model.graph.inputs, *model.graph.outputs), strict=True))
+    for value in all_values(model):
+        if value.name in wanted and wanted[value.name] is not value and value.name not in model.graph.initializers:
+            value.name = f"{value.name}_inner"
+    for name, value in wanted.items():
+        value.name = name
+
+
+def clean(model: ir.Model) -> None:
+    """Remove what the exporter leaves behind: local paths, stack traces, zero biases, nodes that nothing reads."""
+    for node in list(model.graph.all_nodes()):
+        if node.op_type == "Conv" and len(node.inputs) == 3 and _is_filled_with_zero(node.inputs[2]):
+            node.resize_inputs(2)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedFunctionsPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
+    passes.ClearMetadataAndDocStringPass()(model)
+    model.doc_string = None
+    model.metadata_props.clear()
+    for value in all_values(model):
+        value.metadata_props.clear()
+        value.doc_string = None
+
+
+def _is_filled_with_zero(value: ir.Value | None) -> bool:
+    """Whether the value is a constant 0, spread over a shape: what the exporter gives a convolution without bias."""
+    while value is not None and (node := value.producer()) is not None and node.op_type in ("Expand", "CastLike"):
+        value = node.inputs[0]
+    constant = ir.convenience.get_const_tensor(value) if value is not None and not value.is_initializer() else None
+    return constant is not None and not np.any(constant.numpy())
+
+
+def keep_state(model: ir.Model, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Make the initializers exactly the state_dict's entries, in its order.
+
+    Other initializers (lifted constants) become Constant nodes. Entries that the graph does not use (auxiliary heads)
+    are added, except for integer counters and for tensors that share their memory with one that is there.
+
+    Returns:
+        Those exceptions: {"counters": {key: [dtype, number]}, "tied": {key: key of the initializer}}.
+    """
+    graph = model.graph
+    for name in [name for name in graph.initializers if name not in state]:
+        _make_constant(graph, graph.initializers[name])
+    held = {_memory(state[name]): name for name in graph.initializers}
+    counters: dict[str, list[Any]] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in state.items():
+        if name in graph.initializers:
+            graph.initializers[name] = graph.initializers.pop(name)
+        elif tensor.dim() == 0 and not (tensor.is_floating_point() or tensor.is_complex()):
+            counters[name] = [str(tensor.dtype).removeprefix("torch."), tensor.item()]
+        elif tensor.numel() and _memory(tensor) in held:
+            tied[name] = held[_memory(tensor)]
+        else:
+            graph.register_initializer(_initializer(name, tensor))
+            held[_memory(tensor)] = name
+    return {"counters": counters, "tied": tied}
+
+
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def _initializer(name: str, tensor: Tensor) -> ir.Value:
+    data = TorchTensor(tensor.detach(), name=name)
+    return ir.Value(name=name, shape=data.shape, type=ir.TensorType(data.dtype), const_value=data)
+
+
+def _make_constant(graph: ir.Graph, value: ir.Value) -> None:
+    """Turn an initializer into a Constant node, at the head of the graph."""
+    node = ir.node("Constant", [], attributes={"value": value.const_value}, name=f"node_{value.name}")
+    constant = node.outputs[0]
+    name, constant.shape, constant.type = value.name, value.shape, value.type
+    del graph.initializers[str(name)]
+    value.name = f"{name}_replaced"
+    constant.name = name
+    value.replace_all_uses_with(constant)
+    first = next(iter(graph), None)
+    graph.append(node) if first is None else graph.insert_before(first, node)

@@ -1,0 +1,178 @@
+"""What the rules talk about: ops and maps, described without tensors, nodes or torch.
+
+A reader turns a node of a torch.fx or ONNX graph into one of these ops; a rule answers with the op to put there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from densify.lattice import Axis, DenseWindow, Lattice, Window
+
+
+@dataclass(frozen=True)
+class Map:
+    """What is known of a tensor: its spatial axes, and whether the original still has them.
+
+    Attributes:
+        axes: the spatial axes in order; in the dense network they are always there.
+        collapsed: the original's tensor is a vector per image, [B, K]; the dense network's is [B, K, *spatial].
+        pooled: head="cam" took a pooling over the whole map away, so that every position stands for the map.
+    """
+
+    axes: tuple[Axis, ...]
+    collapsed: bool = False
+    pooled: bool = False
+
+    @property
+    def lattices(self) -> tuple[Lattice, ...]:
+        return tuple(axis.lattice for axis in self.axes)
+
+    @property
+    def untouched(self) -> bool:
+        """True where the dense network's tensor is the original's."""
+        return not self.collapsed and not self.pooled and all(axis.lattice == (1, 0) for axis in self.axes)
+
+    def with_axes(self, axes: tuple[Axis, ...]) -> Map:
+        return replace(self, axes=axes)
+
+
+@dataclass(frozen=True)
+class Op:
+    """Base of all descriptions."""
+
+
+@dataclass(frozen=True)
+class Windowed(Op):
+    """An op that slides a window over the map.
+
+    Attributes:
+        windows: one :class:`Window` per spatial axis.
+        chosen: per axis, whether the stride is to be removed.
+    """
+
+    windows: tuple[Window, ...]
+    chosen: tuple[bool, ...] = ()
+
+    @property
+    def strided(self) -> bool:
+        return any(window.stride > 1 for window in self.windows)
+
+
+@dataclass(frozen=True)
+class Conv(Windowed):
+    """A convolution; `linear` marks a Linear layer on the flattened map, whose kernel is the window flattened."""
+
+    linear: bool = False
+
+
+@dataclass(frozen=True)
+class MaxPool(Windowed):
+    """A max pooling; its padding never wins."""
+
+
+@dataclass(frozen=True)
+class AvgPool(Windowed):
+    """An average pooling with torch's rules for the divisor."""
+
+    count_include_pad: bool = True
+    divisor: int | None = None
+
+
+@dataclass(frozen=True)
+class DenseWindowed(Op):
+    """What a rule puts in a windowed op's place.
+
+    Attributes:
+        op: the original's.
+        windows: one :class:`DenseWindow` per spatial axis.
+    """
+
+    op: Windowed
+    windows: tuple[DenseWindow, ...]
+
+
+@dataclass(frozen=True)
+class Pointwise(Op):
+    """Each output sample depends on the input sample at the same place alone: activations, dropout, scaling."""
+
+
+@dataclass(frozen=True)
+class Channelwise(Op):
+    """Like :class:`Pointwise`, but the op looks at the tensor's rank or channel axis: BatchNorm, LRN, softmax."""
+
+
+@dataclass(frozen=True)
+class Join(Op):
+    """Several maps, sample by sample: add, mul, or cat over channels."""
+
+
+@dataclass(frozen=True)
+class GlobalPool(Op):
+    """A statistic over the whole map; `keepdim` says whether the original keeps axes of size 1.
+
+    `through` marks a pooling that head="cam" takes away.
+    """
+
+    keepdim: bool = True
+    through: bool = False
+
+
+@dataclass(frozen=True)
+class AdaptivePool(Op):
+    """Adaptive pooling to fixed sizes, not all 1.
+
+    `phasewise` allows it on every phase by itself where the sizes differ (auxiliary heads in train mode).
+    """
+
+    sizes: tuple[int, ...]
+    phasewise: bool = False
+
+
+@dataclass(frozen=True)
+class PhaseWise(Op):
+    """What a rule puts in the place of an op without a dilated form: the op itself, on every phase by itself."""
+
+    op: Op
+
+
+@dataclass(frozen=True)
+class Flatten(Op):
+    """[B, C, *spatial] -> [B, C * prod(spatial)].
+
+    `window` is the map's size at the reference, where the op is looked at for inputs of another size.
+    """
+
+    window: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Linear(Op):
+    """A Linear layer on [B, K]."""
+
+
+@dataclass(frozen=True)
+class Rows(Op):
+    """Any other op on vectors [B, K]: in the dense network it runs on the vector of every position."""
+
+
+@dataclass(frozen=True)
+class Identity(Op):
+    """What a rule puts in the place of an op that the dense network leaves out."""
+
+
+@dataclass(frozen=True)
+class ShapeOf(Op):
+    """A program that reads a tensor's shape: it is told the original's."""
+
+
+@dataclass(frozen=True)
+class Unsupported(Op):
+    """An op that no reader knows or that has no meaning on a lattice.
+
+    `keeps_size` says that its result has the size of its first input: then it may stay where nothing was changed.
+    """
+
+    reason: str
+    remedy: str
+    keeps_size: bool = False

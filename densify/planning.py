@@ -1,0 +1,280 @@
+"""Walk a network once, ask the rule of every op, collect all refusals: a plan of what is to change.
+
+A :class:`Network` is what the readers make of a torch.fx or ONNX graph. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+
+from densify.errors import ConversionError, Refusal, RefusedError
+from densify.lattice import Axis, Lattice
+from densify.ops import AdaptivePool, Flatten, GlobalPool, Identity, Join, Map, Op, Pointwise, Windowed
+from densify.rules import Refused, rewrite
+
+HEADS = ("dense", "average", "features", "cam")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One op of a network where it stands.
+
+    Attributes:
+        key: its name in the graph, unique.
+        layer: the name that people use: the module's path, for functions the path of the calling module and the
+            function's name.
+        kind: the op's name in its framework, for display.
+        op: its description; None for the network's inputs.
+        inputs: keys of the sites whose maps it reads.
+        shape: shape of its result in the original, or None where that is no tensor.
+        where: source file and line, where known.
+        work: multiply-additions per output sample and image.
+    """
+
+    key: str
+    layer: str
+    kind: str
+    op: Op | None
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...] | None
+    where: str = ""
+    work: int = 0
+
+
+@dataclass(frozen=True)
+class Network:
+    """The ops of one graph in order.
+
+    Attributes:
+        sites: by key; ops without a spatial map (sizes, parameters) are not among them.
+        outputs: for every output tensor its name and the key of its site.
+        training: whether the graph is that of train mode.
+    """
+
+    sites: Mapping[str, Site]
+    outputs: Mapping[str, str]
+    training: bool = False
+
+    def ancestors(self, key: str) -> set[str]:
+        """Keys of all sites that `key` depends on, itself included."""
+        seen: set[str] = set()
+        stack = [key]
+        while stack:
+            current = stack.pop()
+            if current not in seen:
+                seen.add(current)
+                stack.extend(self.sites[current].inputs)
+        return seen
+
+
+@dataclass(frozen=True)
+class Step:
+    """What becomes of one site: the op that is put there, the maps it reads and the map it makes."""
+
+    site: Site
+    op: Op | None
+    sources: tuple[Map, ...]
+    map: Map
+
+
+Chosen = frozenset[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would change, and where everything comes to lie.
+
+    Attributes:
+        network: the original's ops, after the head option was applied.
+        steps: by key.
+        chosen: the (site key, axis) whose strides are removed.
+        padding, head: as given to convert.
+    """
+
+    network: Network
+    steps: Mapping[str, Step]
+    chosen: Chosen
+    padding: str
+    head: str
+
+    @property
+    def outputs(self) -> dict[str, Map]:
+        """The map of every output tensor, before head="average" takes its mean."""
+        return {name: self.steps[key].map for name, key in self.network.outputs.items()}
+
+    @property
+    def lattices(self) -> dict[str, tuple[Lattice, ...]]:
+        """The lattice of every output, per spatial axis."""
+        return {name: () if self.head == "average" else one.lattices for name, one in self.outputs.items()}
+
+    @property
+    def exact(self) -> bool:
+        """False where padding="same" changed what border windows see: then law 1 holds clear of the borders only."""
+        return all(axis.exact for one in self.outputs.values() for axis in one.axes)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the chosen layers in graph order."""
+        keys = {key for key, _ in self.chosen}
+        return tuple(dict.fromkeys(site.layer for key, site in self.network.sites.items() if key in keys))
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        """Multiply-additions per image at the reference size: the original's and the dense network's."""
+        work = [(s.site.work, s.map.axes) for s in self.steps.values() if s.site.work]
+        return (
+            sum(each * prod(axis.size for axis in axes) for each, axes in work),
+            sum(each * prod(axis.dense for axis in axes) for each, axes in work),
+        )
+
+
+def walk(
+    network: Network,
+    chosen: Chosen = frozenset(),
+    *,
+    padding: str = "full",
+    head: str = "dense",
+    sizes: tuple[int, ...] | None = None,
+) -> Plan:
+    """Apply the rules along a network.
+
+    Args:
+        sizes: spatial size of the inputs; default the example's.
+
+    Raises:
+        RefusedError: all ops that have no meaning on their lattices.
+    """
+    steps: dict[str, Step] = {}
+    refusals: list[Refusal] = []
+    for key, site in network.sites.items():
+        if any(source not in steps for source in site.inputs):
+            continue  # it hangs on a refused op, which is reported already
+        sources = tuple(steps[source].map for source in site.inputs)
+        if site.op is None:
+            steps[key] = Step(site, None, (), _input(site, sizes))
+            continue
+        try:
+            op, result = rewrite(_prepared(site, chosen, network), *sources, padding=padding)
+        except Refused as error:
+            remedy = _siblings(network, site, chosen) if isinstance(site.op, Join) else ""
+            if isinstance(site.op, AdaptivePool) and sizes is None:
+                remedy = _fitting_size(network, site)
+            refusals.append(Refusal(site.layer, error.reason, remedy or error.remedy + ".", site.where))
+            continue
+        steps[key] = Step(site, op, sources, result)
+        if sizes is None:
+            _agrees(site, result)
+    if refusals:
+        raise RefusedError(tuple(refusals))
+    return Plan(network, steps, chosen, padding, head)
+
+
+def at_sizes(plan: Plan, sizes: tuple[int, ...]) -> Plan:
+    """The same rewriting for inputs of another spatial size: windows of the head stay those of the reference."""
+    sites = {}
+    for key, site in plan.network.sites.items():
+        if isinstance(site.op, AdaptivePool) and isinstance(plan.steps[key].op, Identity):
+            site = replace(site, op=Pointwise())
+        elif isinstance(site.op, Flatten) and not plan.steps[key].sources[0].collapsed:
+            site = replace(site, op=Flatten(tuple(axis.pending for axis in plan.steps[key].map.axes)))
+        sites[key] = site
+    return walk(replace(plan.network, sites=sites), plan.chosen, padding=plan.padding, head=plan.head, sizes=sizes)
+
+
+def _input(site: Site, sizes: tuple[int, ...] | None) -> Map:
+    shape = site.shape or ()
+    return Map(tuple(Axis.of_input(size) for size in (sizes or shape[2:])))
+
+
+def _prepared(site: Site, chosen: Chosen, network: Network) -> Op:
+    op = site.op
+    assert op is not None
+    if isinstance(op, Windowed):
+        return replace(op, chosen=tuple((site.key, axis) in chosen for axis in range(len(op.windows))))
+    if isinstance(op, AdaptivePool):
+        return replace(op, phasewise=network.training)
+    return op
+
+
+def _agrees(site: Site, result: Map) -> None:
+    """The rules' sizes must be those that were traced."""
+    if site.shape is None or result.collapsed or result.pooled:
+        return
+    sizes = tuple(axis.size for axis in result.axes)
+    if site.shape[len(site.shape) - len(sizes) :] != sizes:
+        raise ConversionError(
+            f"{site.layer}: the rule of {site.kind} expects a map of {sizes}, the model made {site.shape}. "
+            "This is a bug in densify: please report the layer's arguments."
+        )
+
+
+def _siblings(network: Network, site: Site, chosen: Chosen) -> str:
+    """Which strided layers to choose as well, so that the branches of a join meet."""
+    branches = [network.ancestors(source) for source in site.inputs]
+    common = set.intersection(*branches)
+    keys = {key for key, _ in chosen}
+    missing = [
+        other.layer
+        for key, other in network.sites.items()
+        if key in set.union(*branches) - common
+        and key not in keys
+        and isinstance(other.op, Windowed)
+        and other.op.strided
+    ]
+    return f"Choose as well: {', '.join(dict.fromkeys(missing))}." if missing else ""
+
+
+def _fitting_size(network: Network, site: Site) -> str:
+    """An input size at which an adaptive pooling has nothing to do, by trying them."""
+    assert isinstance(site.op, AdaptivePool)
+    reference = next(s.shape for s in network.sites.values() if s.op is None) or ()
+    around = sorted(range(1, 2 * max(reference[2:]) + 1), key=lambda size: abs(size - reference[2]))
+    upstream = {key: s for key, s in network.sites.items() if key in network.ancestors(site.inputs[0])}
+    part = Network(upstream, {"output": site.inputs[0]})
+    for size in around:
+        try:
+            made = walk(part, sizes=(size,) * len(site.op.sizes)).outputs["output"]
+        except (RefusedError, ValueError):
+            continue
+        if tuple(axis.size for axis in made.axes) == site.op.sizes:
+            return f"Give an example (--input-size) of {'x'.join([str(size)] * len(site.op.sizes))}."
+    return ""
+
+
+def apply_head(network: Network, head: str) -> Network:
+    """Cut or mark the classifier's head as `head` asks.
+
+    Raises:
+        RefusedError: there is no head of that kind.
+    """
+    if head not in ("features", "cam"):
+        return network
+    sites, outputs = dict(network.sites), dict(network.outputs)
+    for name, key in network.outputs.items():
+        pool = head_pool(network, key)
+        site = network.sites[key]
+        if pool is None or (head == "cam" and not isinstance(pool.op, GlobalPool)):
+            wanted = "pooling over the whole map" if head == "cam" else "pooling or flatten"
+            remedy = 'Use head="dense": it gives a map of predictions already.'
+            raise RefusedError((Refusal(site.layer, f'head="{head}": no {wanted} stands before "{name}"', remedy),))
+        if head == "features":
+            outputs[name] = pool.inputs[0]
+        else:
+            assert isinstance(pool.op, GlobalPool)
+            sites[pool.key] = replace(pool, op=replace(pool.op, through=True))
+    cut = Network(sites, outputs, network.training)
+    needed = set[str]().union(*(cut.ancestors(key) for key in outputs.values()))
+    return replace(cut, sites={key: site for key, site in sites.items() if key in needed or site.op is None})
+
+
+def head_pool(network: Network, key: str) -> Site | None:
+    """The first pooling over the whole map, adaptive pooling or flatten of the chain that ends at `key`."""
+    found: Site | None = None
+    site = network.sites[key]
+    while len(site.inputs) == 1:
+        if isinstance(site.op, GlobalPool | AdaptivePool | Flatten):
+            found = site
+        site = network.sites[site.inputs[0]]
+    return found

@@ -1,0 +1,47 @@
+"""Ops that work on every sample by itself pass through."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from densify.ops import Channelwise, Map, Op, Pointwise, Rows, ShapeOf, Unsupported
+from densify.rules.registry import Refused, Rewrite, rule
+
+
+@rule(Pointwise)
+def pointwise(op: Op, source: Map, *, padding: str) -> Rewrite:
+    """The same op: a sample's value does not depend on where its neighbours lie."""
+    return Rewrite(op, source)
+
+
+@rule(ShapeOf)
+def shape_of(op: ShapeOf, source: Map, *, padding: str) -> Rewrite:
+    """A program reads the original's sizes, N / e along every axis."""
+    if padding == "same" and any(axis.lattice.stride > 1 for axis in source.axes):
+        raise Refused('it reads a size that padding="same" does not keep', 'Use padding="full" or padding="valid"')
+    return Rewrite(op, source)
+
+
+@rule(Channelwise)
+def channelwise(op: Op, source: Map, *, padding: str) -> Rewrite:
+    """The same op on a map; on flattened maps it runs on the vector of every position."""
+    return rows(op, source, padding=padding) if source.collapsed else Rewrite(op, source)
+
+
+@rule(Rows)
+def rows(op: Op, source: Map, *, padding: str) -> Rewrite:
+    """An op on vectors [B, K]: positions go into the batch."""
+    if any(axis.pending > 1 for axis in source.axes):
+        raise Refused(
+            "it works on a flattened window of the map, entry by entry, and that window is not a tensor here",
+            'Use head="features", or move it behind the first Linear layer',
+        )
+    return Rewrite(Rows(), source)
+
+
+@rule(Unsupported)
+def unsupported(op: Unsupported, *sources: Map, padding: str) -> Rewrite:
+    """Refuse, with the reader's reason, unless nothing here was changed and the map keeps its size."""
+    if op.keeps_size and all(source.untouched for source in sources):
+        return Rewrite(op, sources[0].with_axes(tuple(replace(axis, field=None) for axis in sources[0].axes)))
+    raise Refused(op.reason, op.remedy)

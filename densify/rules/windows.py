@@ -1,0 +1,26 @@
+"""Convolutions and poolings: eConv and ePool."""
+
+from __future__ import annotations
+
+from densify.lattice import densify_window
+from densify.ops import AvgPool, Conv, DenseWindowed, Map, MaxPool, Windowed
+from densify.rules.registry import Refused, Rewrite, rule
+
+
+@rule(Conv, MaxPool, AvgPool)
+def window(op: Windowed, source: Map, *, padding: str) -> Rewrite:
+    """Read at step eST; a removed stride multiplies the eST of what follows (paper, section 2.1)."""
+    if source.collapsed and not (isinstance(op, Conv) and op.linear):
+        raise Refused("a window slides over a map that was flattened before", "Choose layers in front of the flatten")
+    chosen = op.chosen or (False,) * len(op.windows)
+    windows, axes = [], []
+    for axis, one, remove in zip(source.axes, op.windows, chosen, strict=True):
+        if one.starts(axis.size) < 1:
+            raise Refused(
+                f"a window of {one.span + 1} samples does not fit into a map of {axis.size} samples",
+                "Give a larger example",
+            )
+        dense, lattice = densify_window(one, axis.lattice, chosen=remove, padding=padding)
+        windows.append(dense)
+        axes.append(axis.through(dense, lattice))
+    return Rewrite(DenseWindowed(op, tuple(windows)), source.with_axes(tuple(axes)))

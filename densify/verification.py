@@ -1,0 +1,389 @@
+"""Check the laws of docs/design.md on inputs: a dense network against its original, file against file.
+
+Each comparison is one :class:`Check`; a :class:`Report` is true when all of them passed.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from densify.choose import Choice
+from densify.conversion import Dense, build, inverse
+from densify.errors import UsageError
+from densify.graphs.fx.trace import same_tensors
+from densify.ops import AdaptivePool, Flatten, GlobalPool, Map
+from densify.planning import Plan, at_sizes
+from densify.recipe import Options, Origin
+from densify.samples import Sample
+
+# Largest relative error of equal networks, by dtype (docs/design.md, "When are two tensors equal?").
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
+_OWN_ERRORS = 10.0  # a deep network's own rounding may be this many times exceeded
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison.
+
+    Attributes:
+        law: what was checked, such as "grid" (law 1), "size" (law 2), "weights" (law 4), "onnx".
+        output: name of the output tensor.
+        input: name of the input.
+        runtime: what ran the checked network.
+        lattice: per spatial axis (eST, offset).
+        expected, actual: shapes of the original's and of the checked tensor.
+        absolute, relative: largest absolute error, and that over the largest absolute value expected.
+        worst: index of the largest error in the expected tensor.
+        tolerance: what `relative` may reach.
+        passed: whether it holds.
+        note: what else there is to know.
+    """
+
+    law: str
+    output: str
+    input: str
+    runtime: str
+    lattice: tuple[tuple[int, int], ...]
+    expected: tuple[int, ...]
+    actual: tuple[int, ...]
+    absolute: float
+    relative: float
+    worst: tuple[int, ...]
+    tolerance: float
+    passed: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a verification; true when there were checks and all passed."""
+
+    checks: tuple[Check, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    def __add__(self, other: Report) -> Report:
+        return Report(self.checks + other.checks)
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if not check.passed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists."""
+        return {"passed": bool(self), "checks": [asdict(check) for check in self.checks]}
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What counts as equal.
+
+    Attributes:
+        rtol: largest relative error; None for that of the dtype, or ten times the original's own rounding error.
+        atol: absolute errors up to this pass in any case.
+    """
+
+    rtol: float | None = None
+    atol: float = 0.0
+
+
+class Judge:
+    """Compares a network's outputs with expected ones on one input.
+
+    Args:
+        own_error: the expected network's own rounding error on the input, asked only where it matters.
+    """
+
+    def __init__(self, tolerance: Tolerance, own_error: Callable[[], float]) -> None:
+        self._tolerance, self._own = tolerance, own_error
+
+    @cached_property
+    def own_error(self) -> float:
+        return self._own()
+
+    def __call__(self, expected: Tensor, actual: Tensor, **labels: Any) -> Check:
+        """Compare two tensors; another shape fails."""
+        base = self._tolerance.rtol if self._tolerance.rtol is not None else TOLERANCES.get(expected.dtype, 0.0)
+        shapes = {"expected": tuple(expected.shape), "actual": labels.pop("shape", tuple(actual.shape))}
+        if expected.shape != actual.shape:
+            inf = math.inf
+            note = f"shape {tuple(actual.shape)} where {tuple(expected.shape)} is expected"
+            return Check(
+                **shapes, absolute=inf, relative=inf, worst=(), tolerance=base, passed=False, note=note, **labels
+            )
+        absolute, relative, worst = difference(expected, actual)
+        if relative > base and self._tolerance.rtol is None and expected.dtype != torch.float64:
+            base = max(base, _OWN_ERRORS * self.own_error)
+        passed = relative <= base or absolute <= self._tolerance.atol
+        return Check(
+            **shapes, absolute=absolute, relative=relative, worst=worst, tolerance=base, passed=passed, **labels
+        )
+
+
+def difference(expected: Tensor, actual: Tensor) -> tuple[float, float, tuple[int, ...]]:
+    """Largest absolute error, that over the largest absolute value expected, and where it is; NaN meets NaN only."""
+    if expected.numel() == 0:
+        return 0.0, 0.0, ()
+    a, b = expected.detach().double().cpu(), actual.detach().double().cpu()
+    error = (a - b).abs()
+    error = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, error).nan_to_num(nan=math.inf)
+    place = int(error.argmax())
+    absolute = float(error.flatten()[place])
+    scale = float(torch.where(a.isfinite(), a, 0.0).abs().max())
+    relative = absolute / scale if scale else (0.0 if absolute == 0 else math.inf)
+    return absolute, relative, tuple(int(i) for i in torch.unravel_index(torch.tensor(place), expected.shape))
+
+
+def named_outputs(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a model's output with the names that `lattices` gives them."""
+    if isinstance(value, Tensor):
+        yield name or "output", value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from named_outputs(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, tuple | list):
+        fields = getattr(value, "_fields", [str(i) for i in range(len(value))])
+        for key, item in zip(fields, value, strict=True):
+            yield from named_outputs(item, f"{name}.{key}" if name else str(key))
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients; every module's own mode afterwards."""
+    modes = {module: module.training for model in models for module in model.modules()}
+    modes |= {model: model.training for model in models}
+    try:
+        for model in models:
+            model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def verify(
+    model: nn.Module | None,
+    dense: Dense,
+    inputs: Tensor | Sequence[Tensor | Sample],
+    *,
+    rtol: float | None = None,
+    atol: float = 0.0,
+) -> Report:
+    """Check a dense network against its original.
+
+    Law 1 (the grid) on every output and input, law 2 (sizes) with padding="full", law 4 (the weights). Where the head
+    has a fixed window, the original at other sizes than the reference is the fully convolutional one, which itself is
+    compared with the original at the reference size.
+
+    Args:
+        model: the original; None for the dense network's own inverse, as a fine-tuned one needs.
+        dense: what to check.
+        inputs: images [B, C, *spatial], one or several.
+        rtol: largest relative error; default by dtype: 1e-12 in float64; in float32 1e-5 or ten times the original's
+            own error against float64.
+        atol: absolute errors up to this pass in any case.
+
+    Returns:
+        A report that is true when every law that applies holds.
+    """
+    original = inverse(dense, share=True) if model is None else model
+    samples = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    tolerance = Tolerance(rtol, atol)
+    probe = dense.with_head("dense") if dense.options.head == "average" else dense
+    checks = [_weights(original, dense)]
+    with evaluating(original, dense, probe):
+        reference = Reference(original, probe)
+        checks += reference.check(tolerance)
+        for index, sample in enumerate(samples):
+            name, x = (sample.name, sample.tensor) if isinstance(sample, Sample) else (f"input {index}", sample)
+            checks += _grid(reference, probe, x, name, tolerance)
+            if probe is not dense:
+                checks += _averages(dense, probe, x, name, tolerance)
+    return Report(tuple(checks))
+
+
+class Reference:
+    """The function that a dense network must agree with on its grid."""
+
+    def __init__(self, original: nn.Module, dense: Dense) -> None:
+        self.original, self.options = original, dense.options
+        self.direct = dense.options.head in ("dense", "average") and not fixed_window(dense.plan)
+        self.plan = dense.plan
+
+    @cached_property
+    def convolutional(self) -> Dense:
+        """The original with its head converted and nothing else."""
+        options = Options(self.options.shape, Choice(layers=()), "full", self.options.head)
+        return build(same_tensors(self.original), options, Origin()).eval()
+
+    def __call__(self, x: Tensor) -> dict[str, Tensor]:
+        """The original's outputs; vectors gain spatial axes of size 1."""
+        if not self.direct and not (self.options.head == "dense" and self._is_reference(x)):
+            return dict(named_outputs(self.convolutional(x)))
+        made = dict(named_outputs(self.original(x)))
+        return {name: _with_axes(value, self.plan.outputs.get(name)) for name, value in made.items()}
+
+    def in_double(self) -> Callable[[Tensor], dict[str, Tensor]]:
+        """The same function in float64."""
+        precise = copy.copy(self)
+        precise.__dict__.pop("convolutional", None)
+        precise.original = copy.deepcopy(self.original).double().eval()
+        return precise
+
+    def check(self, tolerance: Tolerance) -> list[Check]:
+        """Where the fully convolutional form stands for the original: it must be the original at the reference."""
+        if self.direct or self.options.head not in ("dense", "average"):
+            return []
+        generator = torch.Generator().manual_seed(0)
+        like = next(self.original.parameters())
+        x = torch.randn(self.options.shape, generator=generator, dtype=torch.float64).to(like)
+        expected = self(x)
+        actual = dict(named_outputs(self.convolutional(x)))
+        judge = Judge(tolerance, lambda: _rounding(self, x, expected))
+        labels = {"law": "head", "input": "reference size", "runtime": "torch", "lattice": ()}
+        return [judge(expected[name], actual[name], output=name, **labels) for name in expected if name in actual]
+
+    def _is_reference(self, x: Tensor) -> bool:
+        return tuple(x.shape[1:]) == tuple(self.options.shape[1:])
+
+
+def fixed_window(plan: Plan) -> bool:
+    """Whether the head reads a window of fixed size, so that the original's class runs at the reference size alone."""
+    for step in plan.steps.values():
+        if isinstance(step.site.op, AdaptivePool):
+            return True
+        if isinstance(step.site.op, Flatten) and not step.sources[0].collapsed:
+            before = plan.steps[step.site.inputs[0]]
+            if not isinstance(before.site.op, GlobalPool) and any(a.field is not None for a in before.map.axes):
+                return True
+    return False
+
+
+def sample_grid(dense: Tensor, one: Map, expected: Sequence[int]) -> Tensor:
+    """The original's samples of a dense map; `expected` are the original's spatial sizes."""
+    for index, (axis, size) in enumerate(zip(one.axes, expected, strict=True)):
+        stride, offset = axis.lattice
+        dim = dense.dim() - len(one.axes) + index
+        dense = dense.narrow(dim, min(offset, dense.shape[dim]), max(dense.shape[dim] - offset, 0))
+        dense = dense[(slice(None),) * dim + (slice(None, None, stride),)].narrow(
+            dim, 0, min(size, -(-dense.shape[dim] // stride))
+        )
+    return dense
+
+
+def _grid(reference: Reference, dense: Dense, x: Tensor, name: str, tolerance: Tolerance) -> list[Check]:
+    expected = reference(x)
+    actual = dict(named_outputs(dense(x)))
+    judge = Judge(tolerance, lambda: _rounding(reference, x, expected))
+    maps = at_sizes(dense.plan, tuple(x.shape[2:])).outputs
+    checks = []
+    for key, one in maps.items():
+        want, have = expected[key], actual[key]
+        labels = {"output": key, "input": name, "runtime": "torch", "lattice": tuple(map(tuple, one.lattices))}
+        sizes = want.shape[want.dim() - len(one.axes) :]
+        on_grid = sample_grid(have, one, sizes)
+        note = ""
+        if not all(axis.exact for axis in one.axes):
+            want, on_grid, note = _clear_of_borders(want, on_grid, one, tuple(x.shape[2:]))
+        check = judge(want, on_grid, law="grid", shape=tuple(have.shape), **labels)
+        checks.append(replace(check, note=note) if note else check)
+        if dense.options.padding == "full":
+            checks.append(_size(sizes, have, one, labels))
+    return checks
+
+
+def _size(sizes: Sequence[int], have: Tensor, one: Map, labels: dict[str, Any]) -> Check:
+    wanted = tuple(size * axis.lattice.stride for size, axis in zip(sizes, one.axes, strict=True))
+    made = tuple(have.shape[have.dim() - len(wanted) :])
+    equal = made == wanted
+    return Check(
+        law="size", expected=wanted, actual=made, absolute=0.0 if equal else math.inf, worst=(), tolerance=0.0,
+        relative=0.0 if equal else math.inf, passed=equal, **labels,
+    )  # fmt: skip
+
+
+def _clear_of_borders(want: Tensor, have: Tensor, one: Map, image: tuple[int, ...]) -> tuple[Tensor, Tensor, str]:
+    """Only the samples whose receptive fields lie inside the image."""
+    for index, (axis, size) in enumerate(zip(one.axes, image, strict=True)):
+        dim = want.dim() - len(one.axes) + index
+        stride, offset = axis.lattice
+        count = min(want.shape[dim], have.shape[dim])
+        clear = [
+            i
+            for i in range(count)
+            if axis.field is not None
+            and axis.field.first + (offset + i * stride) * axis.pitch >= 0
+            and axis.field.last + (offset + i * stride) * axis.pitch < size
+        ]
+        index_tensor = torch.tensor(clear, dtype=torch.long, device=want.device)
+        want, have = want.index_select(dim, index_tensor), have.index_select(dim, index_tensor)
+    note = "clear of the borders only" if want.numel() else "no sample is clear of the borders: nothing to compare"
+    return want, have, note
+
+
+def _averages(dense: Dense, probe: Dense, x: Tensor, name: str, tolerance: Tolerance) -> list[Check]:
+    maps = probe.plan.outputs
+    full = dict(named_outputs(probe(x)))
+    made = dict(named_outputs(dense(x)))
+    judge = Judge(tolerance, lambda: 0.0)
+    labels = {"law": "average", "input": name, "runtime": "torch", "lattice": ()}
+    return [
+        judge(full[key].flatten(-len(one.axes)).mean(-1), made[key], output=key, **labels) for key, one in maps.items()
+    ]
+
+
+def _rounding(reference: Reference, x: Tensor, expected: Mapping[str, Tensor]) -> float:
+    """The reference's own error in its precision, against float64."""
+    precise = reference.in_double()(x.double())
+    return max(difference(precise[key], value)[1] for key, value in expected.items() if key in precise)
+
+
+def _with_axes(value: Tensor, one: Map | None) -> Tensor:
+    if one is None or not one.collapsed:
+        return value
+    return value.reshape(*value.shape, *[1] * len(one.axes))
+
+
+def _weights(original: nn.Module, dense: Dense) -> Check:
+    """Law 4: the same keys, shapes and dtypes."""
+    want = {key: (tuple(t.shape), t.dtype) for key, t in original.state_dict().items()}
+    have = {key: (tuple(t.shape), t.dtype) for key, t in dense.state_dict().items()}
+    other = [key for key in want.keys() | have.keys() if want.get(key) != have.get(key)]
+    return Check(
+        law="weights", output="state_dict", input="", runtime="torch", lattice=(), expected=(len(want),),
+        actual=(len(have),), absolute=float(len(other)), relative=0.0 if not other else math.inf, worst=(),
+        tolerance=0.0, passed=not other, note=f"differs: {sorted(other)[0]}" if other else "",
+    )  # fmt: skip
+
+
+def compare(
+    expected: Callable[[Tensor], Any],
+    actual: Callable[[Tensor], Any],
+    samples: Iterable[Sample],
+    *,
+    law: str,
+    runtime: str,
+    tolerance: Tolerance,
+    own_error: Callable[[Tensor], float] = lambda x: 0.0,
+) -> Report:
+    """Check that two networks make the same outputs, all samples of all outputs."""
+    checks = []
+    for sample in samples:
+        want, have = dict(named_outputs(expected(sample.tensor))), dict(named_outputs(actual(sample.tensor)))
+        if want.keys() != have.keys():
+            raise UsageError(f"the networks have different outputs: {', '.join(want)} and {', '.join(have)}.")
+        judge = Judge(tolerance, lambda x=sample.tensor: own_error(x))  # type: ignore[misc]
+        labels = {"law": law, "input": sample.name, "runtime": runtime, "lattice": ()}
+        checks += [judge(value, have[key], output=key, **labels) for key, value in want.items()]
+    return Report(tuple(checks))
