@@ -12,13 +12,16 @@ from torch import Tensor, fx, nn
 
 from densify.choose import Choice, check, choose, survey, thresholds
 from densify.errors import ConversionError, UsageError
+from densify.graphs.fx.fragments import FragmentWriter
 from densify.graphs.fx.read import network
 from densify.graphs.fx.trace import on_meta, same_tensors, trace
-from densify.graphs.fx.write import write
+from densify.graphs.fx.write import DilatedWriter
 from densify.lattice import PADDINGS, Lattice
 from densify.ops import Map
 from densify.planning import HEADS, Network, Plan, apply_head, walk
 from densify.recipe import Options, Origin, Recipe, digests
+
+FORMS = {"dilated": DilatedWriter, "fragments": FragmentWriter}
 
 Example = Tensor | Sequence[int]
 
@@ -148,6 +151,7 @@ def convert(
     output_stride: int | None = None,
     padding: str = "full",
     head: str = "dense",
+    form: str = "dilated",
     share: bool = False,
 ) -> Dense:
     """The dense equivalent of a model (Wu, Xie, Luo: Dense CNN Learning with Equivalent Mappings).
@@ -164,6 +168,8 @@ def convert(
             allows; "same": as in the paper's experiments.
         head: "dense": the map of predictions; "average": its mean; "features": the map before the classifier's
             pooling; "cam": the classifier at every position, without the pooling.
+        form: "dilated": eConv and ePool; "fragments": the original's own layers, phases in the batch. Both compute
+            the same.
         share: use the model's own tensors instead of copies.
 
     Returns:
@@ -174,12 +180,16 @@ def convert(
         ConversionError: the model cannot be traced, or ops in it have no meaning on a lattice (all are listed).
     """
     choice = Choice(start, None if layers is None else tuple(layers), output_stride)
-    for name, value, known in (("padding", padding, PADDINGS), ("head", head, HEADS)):
+    for name, value, known in (("padding", padding, PADDINGS), ("head", head, HEADS), ("form", form, FORMS)):
         if value not in known:
             raise UsageError(f"{name}={value!r} is not one of {', '.join(known)}.")
+    if form == "fragments" and padding != "full":
+        raise UsageError(
+            f'form="fragments" needs complete phases, which padding="{padding}" does not make: use "full".'
+        )
     source = same_tensors(model) if share else copy.deepcopy(model)
     origin = Origin(tensors=digests(model.state_dict()))
-    return build(source, Options(shape_of(example), choice, padding, head), origin, example)
+    return build(source, Options(shape_of(example), choice, padding, head, form), origin, example)
 
 
 def plan(
@@ -291,7 +301,8 @@ class Conversion:
         """The dense graph of one mode, or why there is none."""
         if mode in self.failures:
             return self.failures[mode]
-        return write(self._graphs[mode], self._root, self.networks[mode], self.plans[mode])
+        writer = FORMS[self.options.form]
+        return writer(self._graphs[mode], self._root, self.networks[mode], self.plans[mode]).run()
 
 
 def _compiled(graph: fx.Graph) -> Callable[..., Any]:

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from densify.errors import ConversionError, UsageError
 from densify.onnx_file import STATE_KEY, initializers, load_onnx, raw_bytes, restore_state, save_onnx
 from densify.onnx_graph import clean, keep_state, name_values, rename_symbols
-from densify.onnx_lower import lowered
+from densify.onnx_lower import PoolOverTwoAxes, lowered
 
 OPSETS = range(18, 26)
 """The opsets that can be produced: below them the exporter silently stays at 18, above ONNX Runtime does not follow."""
@@ -165,7 +165,8 @@ def _capture(model: nn.Module, example: Tensor) -> ExportedProgram:
 def _trace(model: nn.Module, example: Tensor, axes: frozenset[int]) -> ExportedProgram:
     """torch.export with these axes dynamic, less those that the model turns out to bind to the example's size."""
     while True:
-        program = torch.export.export(model, (example,), dynamic_shapes=(dict.fromkeys(axes, Dim.AUTO),))
+        with PoolOverTwoAxes():
+            program = torch.export.export(model, (example,), dynamic_shapes=(dict.fromkeys(axes, Dim.AUTO),))
         # A bound axis keeps its symbol in the graph's shapes, so that it looks dynamic there: export it as fixed.
         bound = {axis for axis in axes if isinstance(_input_shape(program)[axis], int)}
         if not bound:

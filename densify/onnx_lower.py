@@ -1,7 +1,8 @@
 """Ops that the ONNX exporter gets wrong, replaced by exact ones before it sees them.
 
 Two ops of an exported program are translated silently wrong: adaptive pooling to k x k gets its kernel frozen at the
-example's size, and `divisor_override` is dropped. Both are linear, so both have an exact form at every size.
+example's size, and `divisor_override` is dropped. Both are linear, so both have an exact form at every size. A third
+one, 1-D max pooling, binds its axis to the example's size already in torch.export.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.overrides import TorchFunctionMode
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -73,6 +75,31 @@ def avg_pool_with_divisor(
             windows = torch.sym_min((n + 2 * p - k + s - 1) // s + 1, (n + p - 1) // s + 1)
             sums = sums.narrow(axis, 0, windows)
     return sums / float(divisor_override or math.prod(kernel_size))
+
+
+class PoolOverTwoAxes(TorchFunctionMode):
+    """While it is active, 1-D max pooling is 2-D max pooling of one row, which keeps the length dynamic."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.max_pool1d and not (kwargs or {}).get("return_indices"):
+            return max_pool_of_row(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def max_pool_of_row(
+    x: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
+    """`F.max_pool1d` as `F.max_pool2d`; the arguments are torch's, without indices."""
+    along = [value if isinstance(value, int) else value[0] for value in (kernel_size, padding, dilation)]
+    step = along[0] if not stride else stride if isinstance(stride, int) else stride[0]
+    pooled = F.max_pool2d(x.unsqueeze(-2), (1, along[0]), (1, step), (0, along[1]), (1, along[2]), ceil_mode)
+    return pooled.squeeze(-2)
 
 
 _ATEN = torch.ops.aten

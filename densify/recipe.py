@@ -46,13 +46,14 @@ class Options:
     Attributes:
         shape: of the example, [B, C, *spatial]: the reference size.
         choice: which strides go.
-        padding, head: as for :func:`densify.convert`.
+        padding, head, form: as for :func:`densify.convert`.
     """
 
     shape: tuple[int, ...]
     choice: Choice
     padding: str = "full"
     head: str = "dense"
+    form: str = "dilated"
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def _read(content: dict[str, Any]) -> Recipe:
             ),
             options["padding"],
             options["head"],
+            options["form"],
         ),
         chosen=tuple(content["chosen"]),
         lattices=_nested(content["lattices"]),

@@ -182,7 +182,8 @@ def verify(
 ) -> Report:
     """Check a dense network against its original.
 
-    Law 1 (the grid) on every output and input, law 2 (sizes) with padding="full", law 4 (the weights). Where the head
+    Law 1 (the grid) on every output and input; with padding="full" law 2 (sizes) and law 3 (all phases, against the
+    other form); law 4 (the weights). Where the head
     has a fixed window, the original at other sizes than the reference is the fully convolutional one, which itself is
     compared with the original at the reference size.
 
@@ -204,10 +205,12 @@ def verify(
     checks = [_weights(original, dense)]
     with evaluating(original, dense, probe):
         reference = Reference(original, probe)
+        other = _other_form(probe)
         checks += reference.check(tolerance)
         for index, sample in enumerate(samples):
             name, x = (sample.name, sample.tensor) if isinstance(sample, Sample) else (f"input {index}", sample)
             checks += _grid(reference, probe, x, name, tolerance)
+            checks += _phases(reference, probe, other, x, name, tolerance)
             if probe is not dense:
                 checks += _averages(dense, probe, x, name, tolerance)
     return Report(tuple(checks))
@@ -330,6 +333,29 @@ def _clear_of_borders(want: Tensor, have: Tensor, one: Map, image: tuple[int, ..
         want, have = want.index_select(dim, index_tensor), have.index_select(dim, index_tensor)
     note = "clear of the borders only" if want.numel() else "no sample is clear of the borders: nothing to compare"
     return want, have, note
+
+
+def _other_form(dense: Dense) -> Dense | None:
+    """The same network in the other form, sharing its tensors; incomplete phases have none."""
+    if dense.options.padding != "full":
+        return None
+    form = "dilated" if dense.options.form == "fragments" else "fragments"
+    return build(same_tensors(dense.source), replace(dense.options, form=form), dense.origin).eval()
+
+
+def _phases(
+    reference: Reference, dense: Dense, other: Dense | None, x: Tensor, name: str, tolerance: Tolerance
+) -> list[Check]:
+    """Law 3: the original's layers on fragments give every sample of the dense network, not only the grid."""
+    if other is None:
+        return []
+    want, have = dict(named_outputs(other(x))), dict(named_outputs(dense(x)))
+    judge = Judge(tolerance, lambda: _rounding(reference, x, reference(x)))
+    labels = {"law": "phases", "input": name, "runtime": "torch"}
+    return [
+        judge(want[key], have[key], output=key, lattice=tuple(map(tuple, one.lattices)), **labels)
+        for key, one in dense.plan.outputs.items()
+    ]
 
 
 def _averages(dense: Dense, probe: Dense, x: Tensor, name: str, tolerance: Tolerance) -> list[Check]:

@@ -82,6 +82,13 @@ def tile(statistic: Tensor, like: Tensor, est: Sequence[int]) -> Tensor:
     return statistic.repeat(1, 1, *(like.shape[2 + axis] // e for axis, e in enumerate(est)))
 
 
+def every(x: Tensor, steps: Sequence[int]) -> Tensor:
+    """Every so-manieth sample per spatial axis: [B, C, *n] -> [B, C, *ceil(n / step)]."""
+    for axis, step in enumerate(steps):
+        x = x[(slice(None),) * (2 + axis) + (slice(None, None, step),)]
+    return x
+
+
 def average(x: Tensor, spatial: int) -> Tensor:
     """[B, K, *spatial] -> [B, K]: the mean over the map of predictions (paper, sections 3.3 and 3.4)."""
     return x.mean(dim=tuple(range(x.dim() - spatial, x.dim())))

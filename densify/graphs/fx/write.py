@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import fx, nn
 
 from densify import layers
 from densify.graphs.fx.read import Call
-from densify.lattice import DenseWindow
 from densify.ops import (
     AvgPool,
     Conv,
@@ -30,19 +29,16 @@ from densify.rules.joins import crops
 _CONV_ARGUMENTS = "input weight bias stride padding dilation groups"
 
 
-def write(graph: fx.Graph, root: nn.Module, full: Network, plan: Plan) -> fx.Graph:
-    """The dense network's graph.
+class Writer:
+    """Copies a graph node by node; what a rule changed goes through the writer of its op.
 
     Args:
         graph: the original's, whose nodes the plan speaks of.
         root: the module tree that it was traced from.
         full: the network as read, before a head option cut it.
     """
-    return _Writer(graph, root, full, plan).run()
 
-
-class _Writer:
-    """Copies a graph node by node; what a rule changed goes through the writer of its op."""
+    writers: ClassVar[Mapping[type[Op], Callable[[Any, fx.Node, Step, Any], fx.Node]]] = {}
 
     def __init__(self, graph: fx.Graph, root: nn.Module, full: Network, plan: Plan) -> None:
         self.old, self.root, self.full, self.plan = graph, root, full, plan
@@ -51,7 +47,12 @@ class _Writer:
         self.by_name = {node.name: node for node in graph.nodes}
         self.sizes: dict[str, Any] = {}
 
+    def finish(self, made: fx.Node, step: Step) -> fx.Node:
+        """What an output still needs."""
+        return made
+
     def run(self) -> fx.Graph:
+        """The dense network's graph."""
         for node in self.old.nodes:
             if node.op == "output":
                 self.output(node)
@@ -74,7 +75,7 @@ class _Writer:
     def site(self, node: fx.Node, step: Step) -> fx.Node:
         op = step.op
         assert op is not None
-        return _WRITERS.get(type(op), _unchanged)(self, node, step, op)
+        return self.writers.get(type(op), unchanged)(self, node, step, op)
 
     def original_sizes(self, key: str) -> Any:
         """A node that computes the original's spatial sizes of a map, made where it is first asked for."""
@@ -98,7 +99,9 @@ class _Writer:
 
         def place(source: fx.Node) -> fx.Node:
             kept = moved.get(source, source)
-            made = self.env[kept]
+            if kept.name not in self.plan.steps:
+                return self.env[kept]
+            made = self.finish(self.env[kept], self.plan.steps[kept.name])
             if source in moved and self.plan.head == "average":
                 return self.call(layers.average, made, len(self.plan.steps[kept.name].map.axes))
             return made
@@ -112,25 +115,25 @@ def _is_impure(node: fx.Node) -> bool:
     return node.op in ("placeholder", "output") or name in ("guard", "_assert") or name.endswith("_")
 
 
-def _est(source: Map) -> tuple[int, ...]:
+def est_of(source: Map) -> tuple[int, ...]:
     return tuple(axis.lattice.stride for axis in source.axes)
 
 
-def _unchanged(writer: _Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+def unchanged(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     return writer.copy(node)
 
 
-def _identity(writer: _Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+def identity(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     return writer.env[writer.by_name[step.site.inputs[0]]]
 
 
-def _rows(writer: _Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+def rows(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     source = step.site.inputs[0]
     x = writer.env[writer.by_name[source]]
     return writer.call(layers.from_rows, writer.copy(node, **{source: writer.call(layers.to_rows, x)}), x)
 
 
-def _windowed(writer: _Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+def windowed(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     assert isinstance(op, DenseWindowed)
     linear = isinstance(op.op, Conv) and op.op.linear
     if all(window.untouched for window in op.windows) and not linear:
@@ -144,7 +147,7 @@ def _windowed(writer: _Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     return writer.call(layers.emax_pool if isinstance(op.op, MaxPool) else layers.eavg_pool, x, *pool)
 
 
-def _conv(writer: _Writer, node: fx.Node, op: DenseWindowed, x: fx.Node) -> fx.Node:
+def _conv(writer: Writer, node: fx.Node, op: DenseWindowed, x: fx.Node) -> fx.Node:
     module = writer.root.get_submodule(str(node.target)) if node.op == "call_module" else None
     given = Call(node, module, ()).arguments(_CONV_ARGUMENTS, bias=None, groups=1)
     if module is None:
@@ -158,9 +161,9 @@ def _conv(writer: _Writer, node: fx.Node, op: DenseWindowed, x: fx.Node) -> fx.N
     return writer.call(layers.econv, x, weight, bias, op.windows, given["groups"])
 
 
-def _phase_wise(writer: _Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+def _phase_wise(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     key, source = step.site.inputs[0], step.sources[0]
-    est, x = _est(source), writer.env[writer.by_name[key]]
+    est, x = est_of(source), writer.env[writer.by_name[key]]
     if writer.plan.padding == "full" or source.untouched:
         fragments = x if set(est) == {1} else writer.call(layers.space_to_batch, x, est)
         made = writer.copy(node, **{key: fragments})
@@ -172,7 +175,7 @@ def _phase_wise(writer: _Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     return writer.call(layers.batch_to_space, writer.copy(node, **{key: fragments}), est, kept)
 
 
-def _join(writer: _Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+def _join(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     keys, sources = step.site.inputs, step.sources
     operands = {key: writer.env[writer.by_name[key]] for key in keys}
     if len(keys) == 1 or all(source.untouched for source in sources):
@@ -180,14 +183,19 @@ def _join(writer: _Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     wide = max(zip(sources, keys, strict=True), key=lambda pair: [axis.size for axis in pair[0].axes])
     for key, source in zip(keys, sources, strict=True):
         if [axis.size for axis in source.axes] != [axis.size for axis in wide[0].axes]:
-            operands[key] = writer.call(layers.tile, operands[key], operands[wide[1]], _est(source))
+            operands[key] = writer.call(layers.tile, operands[key], operands[wide[1]], est_of(source))
     if writer.plan.padding != "full" and any(axis.lattice.stride > 1 for axis in step.map.axes):
         aligned = writer.call(layers.align, tuple(operands.values()), tuple(crops(sources)))
         operands = {key: writer.new.call_function(_item, (aligned, i)) for i, key in enumerate(keys)}
     return writer.copy(node, **operands)
 
 
-def _shape_of(writer: _Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+def _shape_of(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    return shape_of(writer, node, step, est_of(step.sources[0]))
+
+
+def shape_of(writer: Writer, node: fx.Node, step: Step, est: tuple[int, ...]) -> fx.Node:
+    """The original's shape of a map whose samples lie `est` apart."""
     source = step.sources[0]
     asked = node.args[1] if len(node.args) > 1 and node.target is getattr else node.target
     if source.untouched or asked not in ("shape", "size", "dim", "ndim"):
@@ -196,7 +204,7 @@ def _shape_of(writer: _Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     if asked in ("dim", "ndim"):
         return writer.call(layers.original_dim, x, source.collapsed)
     flattened = tuple(axis.pending for axis in source.axes) if source.collapsed else None
-    shape = writer.call(layers.original_shape, x, _est(source), flattened)
+    shape = writer.call(layers.original_shape, x, est, flattened)
     dims = [*node.args[1:], *node.kwargs.values()] if asked == "size" else []
     return writer.new.call_function(_item, (shape, dims[0])) if dims else shape
 
@@ -206,13 +214,14 @@ def _item(values: Any, index: int) -> Any:
     return values[index]
 
 
-_WRITERS: Mapping[type[Op], Callable[[_Writer, fx.Node, Step, Op], fx.Node]] = {
-    DenseWindowed: _windowed,
-    Identity: _identity,
-    Join: _join,
-    PhaseWise: _phase_wise,
-    Rows: _rows,
-    ShapeOf: _shape_of,
-}
+class DilatedWriter(Writer):
+    """The form "dilated": eConv and ePool, phase by phase where an op has no dilated form."""
 
-__all__ = ["DenseWindow", "write"]
+    writers: ClassVar = {
+        DenseWindowed: windowed,
+        Identity: identity,
+        Join: _join,
+        PhaseWise: _phase_wise,
+        Rows: rows,
+        ShapeOf: _shape_of,
+    }

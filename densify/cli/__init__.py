@@ -1,0 +1,15 @@
+"""The command line: `densify`, or `python -m densify`. Nothing is imported before it is needed."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line on the program's arguments and exit with its status."""
+    try:
+        from densify.cli.app import app
+
+        app(prog_name="densify")
+    except KeyboardInterrupt:  # before a command could take care of it
+        sys.exit(130)

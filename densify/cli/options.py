@@ -1,0 +1,233 @@
+"""The options, each in one place: the same name means the same in every command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from densify.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from densify.choose import Choice
+
+
+class Padding(StrEnum):
+    full = "full"
+    valid = "valid"
+    same = "same"
+
+
+class Head(StrEnum):
+    dense = "dense"
+    average = "average"
+    features = "features"
+    cam = "cam"
+
+
+class Form(StrEnum):
+    dilated = "dilated"
+
+
+class Merge(StrEnum):
+    select = "select"
+
+
+class Init(StrEnum):
+    random = "random"
+
+
+class DType(StrEnum):
+    float32 = "float32"
+    float64 = "float64"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+_MODEL = "torchvision:NAME, path/to/file.py:factory or package.module:factory"
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL}.", show_default=False)]
+SurveyedArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help=f"{_MODEL}, or a file that densify wrote.", show_default=False)
+]
+
+WeightsOption = Annotated[
+    Path | None, typer.Option("--weights", metavar="FILE", help="Checkpoint: .safetensors, .pth or .onnx.")
+]
+PretrainedOption = Annotated[bool, typer.Option("--pretrained", help="torchvision's own weights, downloaded.")]
+InitOption = Annotated[Init | None, typer.Option("--init", help="Random weights, for trying out.")]
+SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Of all random numbers.")]
+ModelArgOption = Annotated[
+    list[str] | None,
+    typer.Option("--model-arg", metavar="NAME=VALUE", help="Argument of the model's factory; repeatable."),
+]
+ReferenceOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="REFERENCE", help="The original, where a file does not know it; trusts its code."),
+]
+TrustOption = Annotated[bool, typer.Option("--trust-code", help="Run the factory that a file's recipe names.")]
+
+StartOption = Annotated[
+    str | None, typer.Option("--start", metavar="LAYER", help="Remove every stride from this layer on.")
+]
+LayerOption = Annotated[
+    list[str] | None,
+    typer.Option("--layer", metavar="LAYER", help="Remove the strides of this layer or block alone; repeatable."),
+]
+StrideOption = Annotated[
+    int | None,
+    typer.Option("--output-stride", metavar="N", help="Remove every stride that leads past a step of N input pixels."),
+]
+HeadOnlyOption = Annotated[bool, typer.Option("--head-only", help="Remove none: make the classifier convolutional.")]
+PaddingOption = Annotated[
+    Padding,
+    typer.Option("--padding", help="full: eST times the samples; valid: no far side; same: as in the paper."),
+]
+HeadOption = Annotated[
+    Head, typer.Option("--head", help="dense: map of predictions; average: its mean; features; cam.")
+]
+FormOption = Annotated[Form, typer.Option("--form", help="How the dense layers compute; the numbers are the same.")]
+MergeOption = Annotated[Merge, typer.Option("--merge", help="What an upsampling does on a denser map.")]
+
+InputSizeOption = Annotated[
+    str | None,
+    typer.Option("--input-size", metavar="C,H,W", help="Reference size; the default is the model's own, where known."),
+]
+MeanOption = Annotated[
+    str | None, typer.Option("--mean", metavar="R,G,B", help="Subtracted from images in [0, 1]; kept in the recipe.")
+]
+StdOption = Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Divides images; kept in the recipe.")]
+SampleOption = Annotated[
+    list[Path] | None,
+    typer.Option("--sample", metavar="FILE", help="Verify on this image, .npy or .npz, not on random ones; repeatable."),
+]
+RtolOption = Annotated[
+    float | None,
+    typer.Option("--rtol", metavar="X", help="Largest relative error.  [default: by dtype and depth]"),
+]
+AtolOption = Annotated[float, typer.Option("--atol", metavar="X", help="Absolute errors up to this pass.")]
+DeviceOption = Annotated[str, typer.Option("--device", metavar="NAME", help="To compute on: cpu, cuda, cuda:1 ...")]
+DTypeOption = Annotated[
+    DType | None,
+    typer.Option("--dtype", help="To compute in; files keep their own.  [default: the checkpoint's]"),
+]
+
+OutputOption = Annotated[
+    list[Path] | None,
+    typer.Option("-o", "--output", metavar="FILE", help="The suffix decides: .safetensors, .pth, .onnx; repeatable."),
+]
+OpsetOption = Annotated[
+    int | None, typer.Option("--opset", metavar="N", help="ONNX opset.  [default: the exporter's own]")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Do everything, but write no output.")]
+KeepFailedOption = Annotated[bool, typer.Option("--keep-failed", help="Write although the verification failed.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="The results as one JSON document on stdout.")]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; tracebacks of bugs.")]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no hints.")]
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How a command talks: results on stdout, all else on stderr."""
+
+    json: bool = False
+    verbose: bool = False
+    quiet: bool = False
+
+    def say(self, text: str) -> None:
+        """Progress and hints."""
+        if not self.quiet:
+            typer.echo(text, err=True)
+
+    def warn(self, text: str) -> None:
+        typer.echo(f"warning: {text}", err=True)
+
+    def next(self, *commands: str) -> None:
+        """Commands to copy."""
+        self.say("\n".join(["next:", *(f"  {command}" for command in commands)]))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the checks run on and in, and when they pass."""
+
+    device: str
+    dtype: DType | None
+    rtol: float | None
+    atol: float
+    seed: int
+    samples: tuple[Path, ...]
+
+    def __post_init__(self) -> None:
+        for name, value in (("--rtol", self.rtol), ("--atol", self.atol)):
+            if value is not None and not 0 <= value < float("inf"):
+                raise UsageError(f"{name} {value}: has to be a number of at least 0, such as 1e-5")
+
+    def torch_dtype(self, own: torch.dtype) -> torch.dtype:
+        """The dtype to compute in; `own` is the weights'."""
+        import torch
+
+        return own if self.dtype is None else getattr(torch, self.dtype.value)  # type: ignore[no-any-return]
+
+
+def choice(start: str | None, layers: list[str] | None, output_stride: int | None, head_only: bool) -> Choice:
+    """The layers that are asked for.
+
+    Raises:
+        UsageError: none or more than one way of choosing given.
+    """
+    from densify.choose import Choice
+
+    flags = {
+        "--start": start is not None,
+        "--layer": bool(layers),
+        "--output-stride": output_stride is not None,
+        "--head-only": head_only,
+    }
+    given = [flag for flag, is_given in flags.items() if is_given]
+    if len(given) != 1:
+        asked = f"{' and '.join(given)} do not go together" if given else "no layers are chosen"
+        raise UsageError(
+            f"{asked}: give exactly one of --start LAYER, --layer LAYER (repeatable), --output-stride N and "
+            "--head-only. `densify inspect MODEL` lists the layers"
+        )
+    return Choice(start, () if head_only else tuple(layers) if layers else None, output_stride)
+
+
+def numbers(text: str | None, flag: str) -> tuple[float, ...] | None:
+    """The numbers of a list such as "0.5,0.5,0.5".
+
+    Raises:
+        UsageError: it is none.
+    """
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{flag} {text}: has to be numbers with commas between them, such as 0.5,0.5,0.5") from None
+    if any(value - value for value in values):
+        raise UsageError(f"{flag} {text}: has to be finite")
+    if flag == "--std" and 0 in values:
+        raise UsageError(f"{flag} {text}: it divides, hence must not be 0")
+    return values
+
+
+def size(text: str | None) -> tuple[int, ...] | None:
+    """The reference size (C, spatial ...) of a text such as "3,224,224".
+
+    Raises:
+        UsageError: it is none.
+    """
+    if text is None:
+        return None
+    parts = text.replace("x", ",").split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or not 2 <= len(parts) <= 4:
+        raise UsageError(f"--input-size {text}: has to be channels and spatial sizes, such as 3,224,224")
+    return tuple(int(part) for part in parts)

@@ -1,0 +1,69 @@
+"""The form "fragments": phases live in the batch, and the original's own layers run on them.
+
+After a layer that makes new phases (or mixes them, as a kept stride does) its result is put together and taken apart
+again along the new lattice. Everything else runs untouched, on maps of the original's size; at the outputs the phases
+move back into space. No op here is dilated, so this form is the other's test and runs where dilated pooling does not.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import fx
+
+from densify import layers
+from densify.graphs.fx.write import Writer, est_of, identity, rows, shape_of, windowed
+from densify.lattice import Lattice, densify_window
+from densify.ops import DenseWindowed, Identity, Op, PhaseWise, Rows, ShapeOf
+from densify.planning import Step
+
+
+def _windowed(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    """Stride 1 on every fragment; where that makes or mixes phases, to space, subsample, and back."""
+    assert isinstance(op, DenseWindowed)
+    moving = [window.stride > 1 and (window.chosen or window.est > 1) for window in op.windows]
+    local = tuple(
+        densify_window(window.window, Lattice(), chosen=moves, padding="full")[0]
+        for window, moves in zip(op.windows, moving, strict=True)
+    )
+    made = windowed(writer, node, step, DenseWindowed(op.op, local))
+    if not any(moving):
+        return made
+    before, after = est_of(step.sources[0]), est_of(step.map)
+    if set(before) != {1}:
+        made = writer.call(layers.batch_to_space, made, before)
+    takes = tuple(
+        window.stride if moves and not window.chosen else 1 for window, moves in zip(op.windows, moving, strict=True)
+    )
+    if set(takes) != {1}:
+        made = writer.call(layers.every, made, takes)
+    return writer.call(layers.space_to_batch, made, after)
+
+
+def _phase_wise(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    """Fragments are phases already; a vector per image keeps axes of size 1."""
+    made = writer.copy(node)
+    ones = (1,) * len(step.map.axes)
+    return writer.call(layers.batch_to_space, made, ones) if step.map.collapsed else made
+
+
+def _shape_of(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    """Fragments have the original's sizes."""
+    return shape_of(writer, node, step, (1,) * len(step.sources[0].axes))
+
+
+class FragmentWriter(Writer):
+    """Writes a plan with phases in the batch."""
+
+    writers: ClassVar = {
+        DenseWindowed: _windowed,
+        Identity: identity,
+        PhaseWise: _phase_wise,
+        Rows: rows,
+        ShapeOf: _shape_of,
+    }
+
+    def finish(self, made: fx.Node, step: Step) -> fx.Node:
+        """At an output, phases move from the batch into space."""
+        est = est_of(step.map)
+        return made if set(est) == {1} else self.call(layers.batch_to_space, made, est)

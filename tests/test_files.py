@@ -1,0 +1,180 @@
+"""Outputs appear whole or not at all, and what cannot be written is said before any work."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from densify.errors import UsageError
+from densify.files import Writer, check_writable, write_all, write_atomically
+
+
+def _put(content: str, seen: list[Path] | None = None) -> Writer:
+    def write(path: Path) -> None:
+        path.write_text(content)
+        if seen is not None:
+            seen.append(path)
+
+    return write
+
+
+def _fail_with(error: BaseException) -> Writer:
+    def write(path: Path) -> None:
+        path.write_text("half")
+        raise error
+
+    return write
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_writes_beside_the_target_then_renames(tmp_path: Path) -> None:
+    target = tmp_path / "dense.safetensors"
+    seen: list[Path] = []
+    write_atomically(target, _put("whole", seen))
+    assert target.read_text() == "whole"
+    assert seen[0].parent == tmp_path
+    assert seen[0].suffix == ".safetensors"
+    assert _names(tmp_path) == ["dense.safetensors"]
+
+
+def test_target_does_not_exist_while_it_is_written(tmp_path: Path) -> None:
+    target = tmp_path / "dense.pth"
+
+    def write(path: Path) -> None:
+        assert not target.exists()
+        path.write_text("whole")
+
+    write_atomically(target, write)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt(), SystemExit(3)])
+@pytest.mark.parametrize("existing", [False, True])
+def test_failure_leaves_nothing_and_changes_nothing(tmp_path: Path, error: BaseException, existing: bool) -> None:
+    target = tmp_path / "dense.pth"
+    if existing:
+        target.write_text("before")
+    before = _names(tmp_path)
+    with pytest.raises(type(error)):
+        write_atomically(target, _fail_with(error), overwrite=True)
+    assert _names(tmp_path) == before
+    assert not existing or target.read_text() == "before"
+
+
+def test_existing_target_is_refused_before_any_work(tmp_path: Path) -> None:
+    target = tmp_path / "dense.pth"
+    target.write_text("before")
+    seen: list[Path] = []
+    with pytest.raises(UsageError, match=r"exists already.*--overwrite"):
+        write_atomically(target, _put("after", seen))
+    assert seen == []
+    assert target.read_text() == "before"
+    write_atomically(target, _put("after"), overwrite=True)
+    assert target.read_text() == "after"
+
+
+def test_target_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "dense.pth"
+
+    def write(path: Path) -> None:
+        path.write_text("ours")
+        target.write_text("theirs")
+
+    with pytest.raises(UsageError, match="exists already"):
+        write_atomically(target, write)
+    assert target.read_text() == "theirs"
+    assert _names(tmp_path) == ["dense.pth"]
+
+
+def test_several_outputs_are_all_or_none(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.onnx"
+    with pytest.raises(RuntimeError, match="boom"):
+        write_all({a: _put("whole"), b: _fail_with(RuntimeError("boom"))})
+    assert _names(tmp_path) == []
+    write_all({a: _put("one"), b: _put("two")})
+    assert (a.read_text(), b.read_text()) == ("one", "two")
+
+
+def test_failed_rename_takes_the_new_files_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = tmp_path / "a.pth", tmp_path / "b.pth"
+    replace = Path.replace
+
+    def fail_on_b(self: Path, target: Path) -> Path:
+        if target.name == "b.pth":
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail_on_b)
+    with pytest.raises(UsageError, match=r"b\.pth: cannot be written: No space left on device"):
+        write_all({a: _put("one"), b: _put("two")})
+    assert _names(tmp_path) == []
+
+
+def test_full_disk_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"dense\.pth: cannot be written: No space left"):
+        write_atomically(tmp_path / "dense.pth", _fail_with(OSError(28, "No space left on device")))
+    assert _names(tmp_path) == []
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.pth", tmp_path / "link.pth"
+    real.write_text("before")
+    link.symlink_to(real)
+    write_atomically(link, _put("after"), overwrite=True)
+    assert link.is_symlink()
+    assert real.read_text() == "after"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits")
+def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
+    plain, target = tmp_path / "plain", tmp_path / "dense.pth"
+    plain.touch()
+    write_atomically(target, _put("whole"))
+    assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+    target.chmod(0o640)
+    write_atomically(target, _put("again"), overwrite=True)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere/dense.pth", "there is no folder"),
+        ("a_file/dense.pth", "there is no folder"),
+        ("a_folder.pth", "this is a folder"),
+        ("there.pth", "exists already"),
+        ("dense.h5", r"one of \.safetensors, \.pth, \.onnx"),
+        ("dense", "the suffix decides"),
+    ],
+)
+def test_check_writable_refuses(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "a_file").touch()
+    (tmp_path / "there.pth").touch()
+    (tmp_path / "a_folder.pth").mkdir()
+    before = _names(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        check_writable([tmp_path / name])
+    assert _names(tmp_path) == before
+
+
+def test_check_writable_refuses_the_same_output_twice(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(UsageError, match="twice"):
+        check_writable([tmp_path / "dense.pth", tmp_path / "sub" / ".." / "dense.pth"])
+
+
+def test_unwritable_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # permission bits do not bind every user who runs this
+    with pytest.raises(UsageError, match="cannot be written"):
+        check_writable([tmp_path / "dense.pth"])
+
+
+def test_check_writable_accepts(tmp_path: Path) -> None:
+    (tmp_path / "there.pth").touch()
+    check_writable([tmp_path / "dense.SAFETENSORS", tmp_path / "dense.onnx"])
+    check_writable([tmp_path / "there.pth"], overwrite=True)
