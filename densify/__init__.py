@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from densify.checkpoint import load, save
     from densify.conversion import Dense, convert, inspect, inverse, plan
     from densify.errors import DensifyError
-    from densify.export import export
     from densify.lattice import Lattice
+    from densify.onnx_export import export
     from densify.verification import verify
 
 _HOMES = {
@@ -21,7 +21,7 @@ _HOMES = {
     "DensifyError": "errors",
     "Lattice": "lattice",
     "convert": "conversion",
-    "export": "export",
+    "export": "onnx_export",
     "inspect": "conversion",
     "inverse": "conversion",
     "load": "checkpoint",

@@ -81,13 +81,13 @@ class Dense(nn.Module):
             _runs={mode: _compiled(graph) for mode, graph in graphs.items() if isinstance(graph, fx.Graph)},
         )
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run on images [B, C, *spatial]; the outputs have the structure of the original's."""
         run = self._runs.get(self.training)
         if run is None:
             reason = self.graphs[self.training]
             raise ConversionError(f"this model has no dense form in train mode: {reason}")
-        return run(self, *args, **kwargs)
+        return run(self, x, *args, **kwargs)
 
     def train(self, mode: bool = True) -> Dense:
         self.source.training = mode

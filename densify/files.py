@@ -70,7 +70,9 @@ def write_all(writers: Mapping[Path, Writer], *, overwrite: bool = False) -> Non
     with _temporaries(writers) as temporaries:
         for path, write in writers.items():
             with _explained(path):
+                mode = temporaries[path].stat().st_mode
                 write(temporaries[path])
+                temporaries[path].chmod(mode)  # some libraries replace the file by one that nobody else may read
                 _flush(temporaries[path])
         for path in writers:
             _check_target(path, overwrite)

@@ -179,8 +179,8 @@ def densify_window(window: Window, lattice: Lattice, *, chosen: bool, padding: s
     """The window op that puts the original's results on a lattice, and that lattice.
 
     A removed stride dilates only what follows, never the layer itself. With padding="same" every op after the first
-    removed stride is padded to keep its size, as in the paper's experiments; a kept stride then moves its padding so
-    that the original's first window stays on the stride.
+    removed stride is padded to keep its size, as in the paper's experiments; a kept stride then takes
+    less in front (or crops), so that the original's first window stays on the stride.
     """
     est, offset = lattice
     low, high = est * window.low, est * window.high
@@ -188,7 +188,7 @@ def densify_window(window: Window, lattice: Lattice, *, chosen: bool, padding: s
         total = est * window.span
         low, high = max(total // 2, low), max(total - total // 2, high)
         if not chosen:
-            low += -(offset + low - est * window.low) % window.stride
+            low -= (offset + low - est * window.low) % window.stride
     shift = offset + low - est * window.low
     dense = DenseWindow(*window, est, chosen, low, high, padding, shift)
     if chosen:
@@ -216,6 +216,7 @@ class Axis:
         repeated: for every dense sample, whether it is or saw a repeated window of the far side.
         exact: False where padding="same" changed what the original's border windows see.
         pending: extent of the window that a flatten took in and the next Linear will read.
+        statistic: the sample is one of the whole map, phase by phase.
     """
 
     size: int
@@ -226,6 +227,7 @@ class Axis:
     repeated: tuple[bool, ...]
     exact: bool = True
     pending: int = 1
+    statistic: bool = False
 
     @staticmethod
     def of_input(size: int) -> Axis:
@@ -257,6 +259,7 @@ class Axis:
             repeated=repeated,
             exact=self.exact and self._keeps_borders(dense),
             pending=1,
+            statistic=self.statistic and window.count(self.size) == 1,
         )
 
     def _sees_repeated(self, window: int, low: int, dense: DenseWindow) -> bool:
@@ -275,4 +278,12 @@ class Axis:
         first = offset - offset % est
         phases = min(est, self.dense - first - est * (self.size - 1))
         repeated = tuple(any(self.repeated[first + phase :: est][: self.size]) for phase in range(phases))
-        return replace(self, size=1, dense=phases, lattice=Lattice(est, offset % est), field=None, repeated=repeated)
+        return replace(
+            self,
+            size=1,
+            dense=phases,
+            lattice=Lattice(est, offset % est),
+            field=None,
+            repeated=repeated,
+            statistic=True,
+        )

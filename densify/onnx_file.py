@@ -247,6 +247,8 @@ class OnnxSession:
             raise ConversionError(f"{path}: ONNX Runtime cannot load it ({_first_line(error)}).") from None
         self.inputs = tuple(value.name for value in self._session.get_inputs())
         self.outputs = tuple(value.name for value in self._session.get_outputs())
+        # Per input its shape: numbers for fixed axes, names for free ones.
+        self.shapes = tuple(tuple(value.shape) for value in self._session.get_inputs())
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
         """The outputs, in the file's order."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -82,7 +82,7 @@ class Recipe:
         """One line of JSON."""
         content = asdict(self)
         names = ("densify", "torch", "torchvision", "onnx")
-        return json.dumps({"format": FORMAT, **content, "versions": {name: version(name) for name in names}})
+        return json.dumps({"format": FORMAT, **content, "versions": {name: _version(name) for name in names}})
 
     @staticmethod
     def from_json(text: str, source: str) -> Recipe:
@@ -104,6 +104,13 @@ class Recipe:
             return _read(content)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{source}: its densify recipe lacks something ({error!r}).") from error
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # densify run from its sources
+        return "unknown"
 
 
 def _read(content: dict[str, Any]) -> Recipe:

@@ -32,6 +32,7 @@ class Head(StrEnum):
 
 class Form(StrEnum):
     dilated = "dilated"
+    fragments = "fragments"
 
 
 class Merge(StrEnum):
@@ -91,7 +92,7 @@ PaddingOption = Annotated[
 HeadOption = Annotated[
     Head, typer.Option("--head", help="dense: map of predictions; average: its mean; features; cam.")
 ]
-FormOption = Annotated[Form, typer.Option("--form", help="How the dense layers compute; the numbers are the same.")]
+FormOption = Annotated[Form, typer.Option("--form", help="dilated, or fragments: phases in the batch; same numbers.")]
 MergeOption = Annotated[Merge, typer.Option("--merge", help="What an upsampling does on a denser map.")]
 
 InputSizeOption = Annotated[
@@ -104,7 +105,9 @@ MeanOption = Annotated[
 StdOption = Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Divides images; kept in the recipe.")]
 SampleOption = Annotated[
     list[Path] | None,
-    typer.Option("--sample", metavar="FILE", help="Verify on this image, .npy or .npz, not on random ones; repeatable."),
+    typer.Option(
+        "--sample", metavar="FILE", help="Verify on this image, .npy or .npz, not on random ones; repeatable."
+    ),
 ]
 RtolOption = Annotated[
     float | None,
@@ -173,7 +176,8 @@ class Run:
         """The dtype to compute in; `own` is the weights'."""
         import torch
 
-        return own if self.dtype is None else getattr(torch, self.dtype.value)  # type: ignore[no-any-return]
+        wanted: torch.dtype = own if self.dtype is None else getattr(torch, self.dtype.value)
+        return wanted
 
 
 def choice(start: str | None, layers: list[str] | None, output_stride: int | None, head_only: bool) -> Choice:
@@ -198,6 +202,17 @@ def choice(start: str | None, layers: list[str] | None, output_stride: int | Non
             "--head-only. `densify inspect MODEL` lists the layers"
         )
     return Choice(start, () if head_only else tuple(layers) if layers else None, output_stride)
+
+
+def rewriting(padding: Padding, head: Head, form: Form, merge: Merge) -> dict[str, str]:
+    """How to convert, as `densify.recipe.Options` takes it; there is one `merge` so far, which needs no word.
+
+    Raises:
+        UsageError: a form that does not go with the padding.
+    """
+    if form is Form.fragments and padding is not Padding.full:
+        raise UsageError(f"--form fragments needs complete phases, which --padding {padding.value} does not make")
+    return {"padding": padding.value, "head": head.value, "form": form.value}
 
 
 def numbers(text: str | None, flag: str) -> tuple[float, ...] | None:

@@ -28,7 +28,7 @@ def econv(x: Tensor, weight: Tensor, bias: Tensor | None, windows: Sequence[Dens
         [B, K, *spatial], dense.
     """
     layouts = _layouts(x, windows, None)
-    if all(at.low == at.high for at in layouts):
+    if all(at.low == at.high and not (isinstance(at.low, int) and at.low < 0) for at in layouts):
         padding = [at.low for at in layouts]
     else:
         x, padding = _pad(x, layouts, 0.0), [0] * len(layouts)
@@ -86,9 +86,10 @@ def eavg_pool(
     if divisor is not None:
         y = y / divisor
     elif any(_counts_vary(window, count_include_pad) for window in windows):
-        for axis, window in enumerate(windows):
-            count = _window_counts(x, axis, window, layouts[axis], count_include_pad)
-            y = y / count.reshape([-1] + [1] * (len(windows) - 1 - axis))
+        per_axis = (
+            _window_counts(x, i, *pair, count_include_pad) for i, pair in enumerate(zip(windows, layouts, strict=True))
+        )
+        y = y / reduce(lambda a, b: a[..., None] * b, per_axis)
     else:
         y = y / reduce(lambda a, b: a * b, (w.kernel for w in windows))
     return _far_side(y, layouts)

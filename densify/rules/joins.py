@@ -15,7 +15,7 @@ def join(op: Join, *sources: Map, padding: str) -> Rewrite:
     first = sources[0]
     if any(source.collapsed != first.collapsed or len(source.axes) != len(first.axes) for source in sources):
         raise Refused("it joins a map with a flattened one", "Choose layers so that both keep their shape")
-    axes = tuple(_meet(axes) for axes in zip(*(source.axes for source in sources), strict=True))
+    axes = tuple(_meet(axes, padding) for axes in zip(*(source.axes for source in sources), strict=True))
     return Rewrite(op, replace(first, axes=axes, pooled=any(source.pooled for source in sources)))
 
 
@@ -31,15 +31,16 @@ def _begin(sources: tuple[Map, ...]) -> tuple[int, ...]:
     return tuple(min(axis.lattice.offset for axis in axes) for axes in zip(*(s.axes for s in sources), strict=True))
 
 
-def _meet(axes: tuple[Axis, ...]) -> Axis:
+def _meet(axes: tuple[Axis, ...], padding: str) -> Axis:
     first = axes[0]
     strides = {axis.lattice.stride for axis in axes}
     sizes = {axis.size for axis in axes}
+    if spreads(axes) or (strides == {1} and len(sizes) == 2 and min(sizes) == 1):
+        return _spread(axes, padding)
     if len(strides) > 1 or len({axis.pitch for axis in axes}) > 1:
-        steps = " and ".join(sorted(f"eST {axis.lattice.stride} (step {axis.pitch})" for axis in axes))
-        raise Refused(f"its operands lie on different lattices: {steps}", "Choose the layers on all branches")
+        raise _apart(axes)
     if len(sizes) > 1:
-        return _spread(axes, sizes)
+        raise Refused(f"its operands have {' and '.join(map(str, sorted(sizes)))} samples", "Join maps of one size")
     offset = min(axis.lattice.offset for axis in axes)
     cropped = [_cropped(axis, axis.lattice.offset - offset) for axis in axes]
     dense = min(axis.dense for axis in cropped)
@@ -55,20 +56,30 @@ def _meet(axes: tuple[Axis, ...]) -> Axis:
     )
 
 
-def _spread(axes: tuple[Axis, ...], sizes: set[int]) -> Axis:
+def spreads(axes: tuple[Axis, ...]) -> bool:
+    """Whether a map meets a statistic, which then is repeated over it."""
+    return any(axis.statistic for axis in axes) and not all(axis.statistic for axis in axes)
+
+
+def _apart(axes: tuple[Axis, ...]) -> Refused:
+    steps = " and ".join(sorted({f"eST {axis.lattice.stride} (step {axis.pitch})" for axis in axes}))
+    return Refused(f"its operands lie on different lattices: {steps}", "Choose the layers on all branches")
+
+
+def _spread(axes: tuple[Axis, ...], padding: str) -> Axis:
     """A map and a statistic of it: phase r of the map takes the statistic of phase r, which is tiling."""
-    if len(sizes) > 2 or min(sizes) != 1:
-        raise Refused(f"its operands have {' and '.join(map(str, sorted(sizes)))} samples", "Join maps of one size")
-    wide = [axis for axis in axes if axis.size > 1]
-    stride = wide[0].lattice.stride
-    if any(axis.lattice.offset or axis.dense != axis.size * stride for axis in axes):
-        raise Refused("it joins a map with a statistic, and not all phases are complete", 'Use padding="full"')
-    return replace(
-        wide[0],
-        field=None,
-        repeated=tuple(any(a.repeated[i % a.dense] for a in axes) for i in range(wide[0].dense)),
-        exact=all(axis.exact for axis in axes),
-    )
+    wide = max(axes, key=lambda axis: (not axis.statistic, axis.size))
+    if len({axis.lattice.stride for axis in axes}) > 1:
+        raise _apart(axes)
+    if wide.lattice.stride > 1:
+        if len({axis.pitch for axis in axes}) > 1:
+            raise _apart(axes)
+        if padding != "full":
+            raise Refused(
+                f'it joins a map with a statistic; with padding="{padding}" phases are incomplete', 'Use "full"'
+            )
+    repeated = tuple(any(axis.repeated[i % axis.dense] for axis in axes) for i in range(wide.dense))
+    return replace(wide, field=None, repeated=repeated, exact=all(axis.exact for axis in axes))
 
 
 def _cropped(axis: Axis, count: int) -> Axis:

@@ -1,1 +1,4 @@
-"""torch.fx: trace a model (trace.py), read its nodes (read.py), write the rewritten ones (write.py)."""
+"""torch.fx: trace.py traces a model, read.py and readers.py read its nodes, write.py and fragments.py write new ones.
+
+A reader for another op goes into readers.py, found through registry.py; a writer for a new kind of op into write.py.
+"""

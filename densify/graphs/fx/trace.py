@@ -154,16 +154,11 @@ class ExampleTracer(fx.Tracer):
             if any(n.op == "placeholder" and n is not node for n in self.graph.nodes):
                 return args[0] if args else None  # an optional second input keeps its default
             return self.example
-        if node.op == "get_attr":
-            value: Any = self.root
-            for part in str(target).split("."):
-                value = getattr(value, part)
-            if isinstance(value, Tensor) and target not in self.names.values():
-                node.meta["constant"] = value
-            return value.to(self.example.device) if isinstance(value, Tensor) else value
         values, keywords = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
         self.running = True
         try:
+            if node.op == "get_attr":
+                return self._attribute(node, str(target))
             if node.op == "call_module":
                 return self.root.get_submodule(str(target))(*values, **keywords)
             if node.op == "call_method":
@@ -172,6 +167,14 @@ class ExampleTracer(fx.Tracer):
                 return target(*values, **keywords)
         finally:
             self.running = False
+
+    def _attribute(self, node: fx.Node, target: str) -> Any:
+        value: Any = self.root
+        for part in target.split("."):
+            value = getattr(value, part)
+        if isinstance(value, Tensor) and target not in self.names.values():
+            node.meta["constant"] = value
+        return value.to(self.example.device) if isinstance(value, Tensor) else value
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.running:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import fx, nn
 
 from densify import layers
-from densify.graphs.fx.read import Call
+from densify.graphs.fx.registry import Call
 from densify.ops import (
     AvgPool,
     Conv,
@@ -24,7 +24,7 @@ from densify.ops import (
     ShapeOf,
 )
 from densify.planning import Network, Plan, Step
-from densify.rules.joins import crops
+from densify.rules.joins import crops, spreads
 
 _CONV_ARGUMENTS = "input weight bias stride padding dilation groups"
 
@@ -180,10 +180,13 @@ def _join(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     operands = {key: writer.env[writer.by_name[key]] for key in keys}
     if len(keys) == 1 or all(source.untouched for source in sources):
         return writer.copy(node)
-    wide = max(zip(sources, keys, strict=True), key=lambda pair: [axis.size for axis in pair[0].axes])
-    for key, source in zip(keys, sources, strict=True):
-        if [axis.size for axis in source.axes] != [axis.size for axis in wide[0].axes]:
-            operands[key] = writer.call(layers.tile, operands[key], operands[wide[1]], est_of(source))
+    if any(spreads(axes) for axes in zip(*(source.axes for source in sources), strict=True)):
+        wide = next(
+            k for source, k in zip(sources, keys, strict=True) if not all(axis.statistic for axis in source.axes)
+        )
+        for key, source in zip(keys, sources, strict=True):
+            if all(axis.statistic for axis in source.axes):
+                operands[key] = writer.call(layers.tile, operands[key], operands[wide], est_of(source))
     if writer.plan.padding != "full" and any(axis.lattice.stride > 1 for axis in step.map.axes):
         aligned = writer.call(layers.align, tuple(operands.values()), tuple(crops(sources)))
         operands = {key: writer.new.call_function(_item, (aligned, i)) for i, key in enumerate(keys)}

@@ -21,10 +21,15 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
+from densify.comparison import evaluating, named_outputs
+from densify.conversion import Dense, blank
 from densify.errors import ConversionError, UsageError
+from densify.files import check_writable, write_atomically
 from densify.onnx_file import STATE_KEY, initializers, load_onnx, raw_bytes, restore_state, save_onnx
 from densify.onnx_graph import clean, keep_state, name_values, rename_symbols
 from densify.onnx_lower import PoolOverTwoAxes, lowered
+from densify.recipe import Recipe
+from densify.weights import RECIPE_KEY
 
 OPSETS = range(18, 26)
 """The opsets that can be produced: below them the exporter silently stays at 18, above ONNX Runtime does not follow."""
@@ -107,6 +112,65 @@ def export_onnx(
             file.unlink(missing_ok=True)
         raise
     return ExportResult(files, produced, outputs, dynamic, fixed, weights)
+
+
+def export(
+    model: nn.Module,
+    path: str | Path,
+    example: Tensor | Sequence[int] | None = None,
+    *,
+    opset: int | None = None,
+    recipe: Recipe | None = None,
+    overwrite: bool = False,
+) -> ExportResult:
+    """Write a dense network or a plain model to one ONNX file, dynamic in batch and size wherever the model allows.
+
+    The file is checked for its names and weights before it takes its place; compare its numbers with
+    :func:`densify.verification.verify_onnx`.
+
+    Args:
+        model: exported as it is in eval mode.
+        path: of the file.
+        example: a legal input [B, C, *spatial] or its shape; a dense network knows its own.
+        opset: see :data:`OPSETS`; default the exporter's own.
+        recipe: kept in the file's metadata; a dense network brings its own.
+        overwrite: replace an existing file.
+
+    Raises:
+        UsageError: no example for a plain model, an opset that cannot be produced, or a file that cannot be written.
+        ConversionError: the model cannot be exported.
+    """
+    known = model.recipe if isinstance(model, Dense) else recipe
+    shape = known.options.shape if example is None and known is not None else example
+    if shape is None:
+        raise UsageError("a plain model needs an example (or its shape) to be exported: densify.export(..., example=).")
+    target, results = Path(path), []
+    check_writable([target], overwrite)
+    if target.suffix != ".onnx":
+        raise UsageError(f"{target}: export writes .onnx; densify.save writes .safetensors and .pth.")
+
+    def write(place: Path) -> None:
+        results.append(write_network(model, place, shape, opset=opset, recipe=known, data_name=f"{target.name}.data"))
+
+    write_atomically(target, write, overwrite=overwrite)
+    return results[0]
+
+
+def write_network(
+    model: nn.Module,
+    path: Path,
+    example: Tensor | Sequence[int],
+    *,
+    opset: int | None,
+    recipe: Recipe | None,
+    data_name: str | None = None,
+) -> ExportResult:
+    """Write to `path` itself; the outputs get the names that `lattices` has. Arguments and errors as :func:`export`."""
+    tensor = example if isinstance(example, Tensor) else blank(model, example)
+    with evaluating(model):
+        names = list(model.lattices) if isinstance(model, Dense) else [name for name, _ in named_outputs(model(tensor))]
+    metadata = {} if recipe is None else {RECIPE_KEY: recipe.to_json()}
+    return export_onnx(model, path, tensor, opset=opset, metadata=metadata, output_names=names, data_name=data_name)
 
 
 def axis_names(dimensions: int) -> tuple[str | None, ...]:

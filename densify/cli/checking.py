@@ -1,0 +1,198 @@
+"""Checks in torch and in ONNX Runtime, and outputs that appear together once all checks have passed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import nn
+
+from densify.checkpoint import write_state
+from densify.cli.models import dtype_of, moved
+from densify.cli.options import Run, Voice
+from densify.comparison import Report, Tolerance, compare, evaluating
+from densify.conversion import Dense
+from densify.errors import DensifyError, UsageError, VerificationError
+from densify.files import write_all
+from densify.onnx_export import OPSETS, ExportResult, axis_names, write_network
+from densify.recipe import Recipe
+from densify.samples import Sample, random_inputs, read_samples, verification_sizes
+from densify.verification import error_of_precision, verify, verify_onnx
+
+
+def inputs(
+    run: Run,
+    size: Sequence[int],
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    model: nn.Module,
+) -> list[Sample]:
+    """What to verify on: the given samples, else random inputs of three sizes; in the model's own dtype."""
+    if run.samples:
+        return read_samples(run.samples, size, mean, std, dtype_of(model))
+    return random_inputs(size, verification_sizes(size[1:]), run.seed, dtype_of(model))
+
+
+def placed(samples: Sequence[Sample], run: Run) -> list[Sample]:
+    """The samples on the device and in the dtype of the run."""
+    return [replace(s, tensor=s.tensor.to(run.device, run.torch_dtype(s.tensor.dtype))) for s in samples]
+
+
+def check_laws(original: nn.Module | None, dense: Dense, samples: Sequence[Sample], run: Run, voice: Voice) -> Report:
+    """The laws in torch, on the device and in the dtype of the run; `original` None means the network's own."""
+    voice.say(f"verifying on {', '.join(sample.name for sample in samples)}")
+    other = None if original is None else moved(original, run)
+    return verify(other, moved(dense, run), placed(samples, run), rtol=run.rtol, atol=run.atol)
+
+
+def same_outputs(first: nn.Module, second: nn.Module, samples: Sequence[Sample], run: Run) -> Report:
+    """Whether two networks of one kind make the same outputs."""
+    a, b = moved(first, run), moved(second, run)
+    with evaluating(a, b):
+        return compare(
+            a, b, placed(samples, run), law="same", runtime="torch", tolerance=Tolerance(run.rtol, run.atol),
+            own_error=partial(error_of_precision, a),
+        )  # fmt: skip
+
+
+def check_onnx(path: Path, name: str, model: nn.Module, samples: Sequence[Sample], run: Run, voice: Voice) -> Report:
+    """An ONNX file in ONNX Runtime, with all optimisations and with none, against the torch network that it is of.
+
+    Args:
+        path: where the file lies now.
+        name: what it is called in messages.
+        samples: on the CPU, in the model's own dtype.
+    """
+    voice.say(f"running {name} in ONNX Runtime on {', '.join(sample.name for sample in samples)}")
+    with _called(path, name):
+        return _with_lattices(verify_onnx(path, model, samples, Tolerance(run.rtol, run.atol)), model)
+
+
+@contextmanager
+def _called(place: Path, name: str) -> Iterator[None]:
+    """Messages about a temporary file give it the name that it is to have."""
+    try:
+        yield
+    except DensifyError as error:
+        if place.name == Path(name).name or place.name not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(place), name).replace(place.name, name)) from error
+
+
+def _with_lattices(report: Report, model: nn.Module) -> Report:
+    if not isinstance(model, Dense):
+        return report
+    lattices = {name: tuple((axis.stride, axis.offset) for axis in axes) for name, axes in model.lattices.items()}
+    return Report(tuple(replace(check, lattice=lattices.get(check.output, ())) for check in report.checks))
+
+
+@dataclass
+class Writing:
+    """One network to be written to several files, all or none.
+
+    Attributes:
+        model: in eval mode, with its own dtype, on the CPU.
+        recipe: what every file says of it.
+        shape: of the example for ONNX: the reference size.
+        samples: what ONNX files are run on, besides an input of another size and batch.
+        report: the checks of ONNX files, once written.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    shape: tuple[int, ...]
+    samples: Sequence[Sample]
+    run: Run
+    voice: Voice
+    opset: int | None = None
+    keep_failed: bool = False
+    report: Report = field(default_factory=lambda: Report(()))
+
+    def write(self, outputs: Sequence[Path], *, overwrite: bool, dry_run: bool) -> bool:
+        """Write the outputs, those in ONNX checked before any appears.
+
+        Returns:
+            Whether the files are there: not after a failed check, nor in a dry run.
+        """
+        writers: dict[Path, Callable[[Path], None]] = {path: partial(self._fill, path) for path in outputs}
+        try:
+            if dry_run:
+                self._rehearse(outputs)
+                return False
+            write_all(writers, overwrite=overwrite)
+        except VerificationError:
+            return False
+        for path in outputs:
+            self.voice.say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        return bool(outputs)
+
+    def _rehearse(self, outputs: Sequence[Path]) -> None:
+        for path in outputs:
+            if path.suffix.lower() == ".onnx":
+                with TemporaryDirectory() as folder:
+                    self._fill(path, Path(folder) / path.name)
+
+    def _fill(self, target: Path, place: Path) -> None:
+        if place.suffix.lower() != ".onnx":
+            write_state(self.model.state_dict(), place, self.recipe)
+            return
+        self.voice.say(f"exporting {target}")
+        with _called(place, str(target)):
+            result = write_network(
+                self.model, place, self.shape, opset=self.opset, recipe=self.recipe, data_name=f"{target.name}.data"
+            )
+        if result.fixed:
+            axes = ", ".join(f"{name} ({size})" for name, size in result.fixed.items())
+            self.voice.say(f"{target}: the model allows no other size than the example's along {axes}")
+        report = check_onnx(place, str(target), self.model, self._legal(result), self.run, self.voice)
+        self.report += report
+        if not report and not self.keep_failed:
+            for file in result.files[1:]:  # weights past 2 GiB lie beside the temporary file, under their last name
+                file.unlink(missing_ok=True)
+            raise VerificationError(f"{target}: ONNX Runtime disagrees with torch")
+
+    def _legal(self, result: ExportResult) -> list[Sample]:
+        """The samples that the file takes, and one of another size and batch than the example's."""
+        names = axis_names(len(self.shape))
+        extra: list[int] = []
+        for name, size in zip(names, (2, self.shape[1], *_larger(self.shape)), strict=True):
+            least, most = result.dynamic.get(name or "", (1, None))
+            limited = min(max(size, least), most or size)
+            extra.append(result.fixed.get(name or "", limited))
+        generator = torch.Generator().manual_seed(self.run.seed + 1)
+        x = torch.randn(extra, generator=generator, dtype=torch.float64).to(dtype_of(self.model))
+        added = Sample(f"random {'x'.join(map(str, extra[2:]))}, batch {extra[0]}", x)
+        legal = [s for s in self.samples if _takes(result, names, tuple(s.tensor.shape))]
+        return [*legal, added]
+
+
+def _larger(shape: Sequence[int]) -> tuple[int, ...]:
+    """Spatial sizes that are odd and not those of the example."""
+    return verification_sizes(shape[2:])[-1]
+
+
+def _takes(result: ExportResult, names: Sequence[str | None], shape: tuple[int, ...]) -> bool:
+    for name, size in zip(names, shape, strict=True):
+        least, most = result.dynamic.get(name or "", (1, None))
+        if result.fixed.get(name or "", size) != size or size < least or (most is not None and size > most):
+            return False
+    return True
+
+
+def check_opset(opset: int | None, outputs: Sequence[Path]) -> None:
+    """Refuse an opset that cannot be produced, before any work.
+
+    Raises:
+        UsageError: it is out of range, or no output is in ONNX.
+    """
+    if opset is None:
+        return
+    if opset not in OPSETS:
+        raise UsageError(f"--opset {opset}: has to be from {OPSETS[0]} to {OPSETS[-1]}")
+    if not any(path.suffix.lower() == ".onnx" for path in outputs):
+        raise UsageError(f"--opset {opset}: no output is an .onnx file; name one with -o, or leave --opset out")

@@ -1,0 +1,131 @@
+"""`densify convert`: make a dense network, verify it, then write it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from densify.cli import options as o
+from densify.cli.running import command, emit
+from densify.errors import UsageError
+from densify.files import check_writable
+
+if TYPE_CHECKING:
+    from densify.cli.models import Asked
+    from densify.comparison import Report
+    from densify.conversion import Dense
+    from densify.recipe import Options
+    from densify.reference import ModelReference
+
+
+@command
+def convert(
+    model: o.ModelArgument,
+    start: o.StartOption = None,
+    layer: o.LayerOption = None,
+    output_stride: o.StrideOption = None,
+    head_only: o.HeadOnlyOption = False,
+    output: o.OutputOption = None,
+    weights: o.WeightsOption = None,
+    pretrained: o.PretrainedOption = False,
+    init: o.InitOption = None,
+    seed: o.SeedOption = 0,
+    model_arg: o.ModelArgOption = None,
+    input_size: o.InputSizeOption = None,
+    mean: o.MeanOption = None,
+    std: o.StdOption = None,
+    padding: o.PaddingOption = o.Padding.full,
+    head: o.HeadOption = o.Head.dense,
+    form: o.FormOption = o.Form.dilated,
+    merge: o.MergeOption = o.Merge.select,
+    sample: o.SampleOption = None,
+    rtol: o.RtolOption = None,
+    atol: o.AtolOption = 0.0,
+    device: o.DeviceOption = "cpu",
+    dtype: o.DTypeOption = None,
+    opset: o.OpsetOption = None,
+    keep_failed: o.KeepFailedOption = False,
+    overwrite: o.OverwriteOption = False,
+    dry_run: o.DryRunOption = False,
+    json: o.JsonOption = False,
+    verbose: o.VerboseOption = False,
+    quiet: o.QuietOption = False,
+) -> None:
+    """Make a model dense, verify it, and write it.
+
+    Choose what becomes dense by one of --start, --layer, --output-stride and --head-only. Nothing is written unless
+    every check passes, in torch and, for .onnx outputs, in ONNX Runtime.
+
+    Example: densify convert torchvision:vgg16 --pretrained --start features.23 -o dense.safetensors -o dense.onnx
+    """
+    outputs = list(output or ())
+    if not outputs and not dry_run:
+        raise UsageError("no output: name one with -o FILE (.safetensors, .pth or .onnx), or try with --dry-run")
+    check_writable(outputs, overwrite)
+    picked = o.choice(start, layer, output_stride, head_only)
+    size, means, stds = o.size(input_size), o.numbers(mean, "--mean"), o.numbers(std, "--std")
+    run = o.Run(device, dtype, rtol, atol, seed, tuple(sample or ()))
+    voice = o.Voice(json, verbose, quiet)
+
+    from densify.cli import checking
+    from densify.cli.models import Asked, refuse_file, with_preprocessing
+    from densify.cli.models import input_size as known_size
+    from densify.recipe import Options
+
+    checking.check_opset(opset, outputs)
+    refuse_file(model)
+    asked = Asked(model, weights, pretrained, init, seed, tuple(model_arg or ()))
+    found = with_preprocessing(asked.resolve(), means, stds)
+    shape = (1, *known_size(size, found))
+    dense = _build(asked, found, Options(shape, picked, **o.rewriting(padding, head, form, merge)), voice)
+    samples = checking.inputs(run, shape[1:], found.mean, found.std, dense)
+    report = checking.check_laws(None, dense, samples, run, voice)
+    writing = checking.Writing(dense, dense.recipe, shape, samples, run, voice, opset, keep_failed)
+    written = False
+    if report or keep_failed:
+        written = writing.write(outputs, overwrite=overwrite, dry_run=dry_run)
+    report += writing.report
+    _results(voice, model, dense, report, outputs if written else [])
+    if not report:
+        voice.say("verification failed: " + ("the files were kept" if written else "nothing was written"))
+        raise typer.Exit(1)
+    if written:
+        voice.next(*_next(outputs, asked, found))
+
+
+def _build(asked: Asked, found: ModelReference, options: Options, voice: o.Voice) -> Dense:
+    """The dense network around the original's own tensors: there is no second copy of them."""
+    from densify.conversion import build
+    from densify.recipe import Origin, digests
+
+    original = asked.build(found, voice)
+    origin = Origin(found.text, found.arguments, found.sha256, found.mean, found.std, digests(original.state_dict()))
+    voice.say("converting")
+    return build(original, options, origin)
+
+
+def _results(voice: o.Voice, model: str, dense: Dense, report: Report, written: Sequence[Path]) -> None:
+    from densify.display import show_conversion
+
+    document = {
+        "command": "convert",
+        "model": model,
+        "chosen": list(dense.plan.layers),
+        "lattices": {name: [axis._asdict() for axis in axes] for name, axes in dense.lattices.items()},
+        "positions": {name: [axis._asdict() for axis in axes] for name, axes in dense.positions.items()},
+        "written": [str(path) for path in written],
+        **report.to_dict(),
+    }
+    emit(voice, document, lambda: show_conversion(document, verbose=voice.verbose))
+
+
+def _next(outputs: Sequence[Path], asked: Asked, found: ModelReference) -> list[str]:
+    """What one may want to do with the first file."""
+    file = shlex.quote(str(outputs[0]))
+    code = "" if found.kind == "torchvision" else " --trust-code"
+    back = shlex.quote(str(outputs[0].with_name(f"{outputs[0].stem}-dpoa.safetensors")))
+    return [f"densify verify {file}{code}", f"densify inverse {file}{code} -o {back}"]

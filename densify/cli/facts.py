@@ -1,0 +1,141 @@
+"""What a plan says, as plain numbers, texts and lists: for tables and JSON alike."""
+
+from __future__ import annotations
+
+from math import gcd
+from typing import Any
+
+from torch import nn
+
+from densify.conversion import positions
+from densify.lattice import DenseWindow
+from densify.ops import (
+    AdaptivePool,
+    Channelwise,
+    DenseWindowed,
+    Flatten,
+    GlobalPool,
+    Identity,
+    Linear,
+    PhaseWise,
+    Pointwise,
+    Rows,
+    Windowed,
+)
+from densify.planning import Plan, Step
+
+Facts = dict[str, Any]
+
+
+def layers(plan: Plan, model: nn.Module, *, every: bool = False) -> list[Facts]:
+    """One entry per layer that moves or joins samples; pointwise ones too where `every` asks."""
+    skipped = () if every else (Pointwise, Channelwise, Rows)
+    return [
+        _layer(step, model)
+        for step in plan.steps.values()
+        if step.site.op is not None and not isinstance(step.site.op, skipped)
+    ]
+
+
+def _layer(step: Step, model: nn.Module) -> Facts:
+    site, axes = step.site, step.map.axes
+    windows = site.op.windows if isinstance(site.op, Windowed) else ()
+    fields = [axis.field for axis in axes]
+    return {
+        "name": site.layer,
+        "op": site.kind,
+        "strided": any(window.stride > 1 for window in windows),
+        "kernel": [window.kernel for window in windows],
+        "stride": [window.stride for window in windows],
+        "padding": [[window.low, window.high] for window in windows],
+        "dilation": [window.dilation for window in windows],
+        "output": None if site.shape is None else list(site.shape),
+        "step": [axis.step for axis in axes],
+        "receptive_field": [None if field is None else field.last - field.first + 1 for field in fields],
+        "parameters": _parameters(model, site.layer),
+        "where": site.where,
+    }
+
+
+def _parameters(model: nn.Module, name: str) -> int:
+    """Of the module of that name; a function has none."""
+    modules = dict(model.named_modules())
+    return sum(p.numel() for p in modules[name].parameters()) if name in modules else 0
+
+
+def plan_facts(plan: Plan) -> Facts:
+    """What would change, where the outputs come to lie, and what it would cost."""
+    before, after = plan.cost
+    return {
+        "padding": plan.padding,
+        "head": plan.head,
+        "chosen": list(plan.layers),
+        "changes": [fact for fact in map(_change, plan.steps.values()) if fact is not None],
+        "outputs": [_output(plan, name) for name in plan.outputs],
+        "cost": {"original": before, "dense": after, "ratio": after / before if before else None},
+        "wasted": [fact for step in plan.steps.values() for fact in _waste(step)],
+        "exact": plan.exact,
+    }
+
+
+def _change(step: Step) -> Facts | None:
+    """What is put in one op's place; None where the original's op stays."""
+    fact: Facts = {"name": step.site.layer, "op": step.site.kind}
+    if isinstance(step.op, DenseWindowed):
+        linear = isinstance(step.site.op, Linear)
+        values = _window_changes(step.op.windows)
+        if not values and not linear:
+            return None
+        kernel = [window.kernel for window in step.op.windows]
+        return fact | {"becomes": "convolution" if linear else "dense window", "kernel": kernel, **values}
+    if isinstance(step.op, PhaseWise):
+        if all(source.untouched for source in step.sources):
+            return None
+        return fact | {"becomes": "phase by phase"}
+    if isinstance(step.op, Identity) and isinstance(step.site.op, AdaptivePool | Flatten | GlobalPool):
+        return fact | {"becomes": "left out"}
+    return None
+
+
+def _window_changes(windows: tuple[DenseWindow, ...]) -> Facts:
+    """Per property that changes along some axis: its values before and after, per axis."""
+    pairs = {
+        "stride": [(window.stride, 1 if window.chosen else window.stride) for window in windows],
+        "dilation": [(window.dilation, window.spacing) for window in windows],
+        "padding": [(window.low, window.pad_low) for window in windows],
+    }
+    return {
+        name: {"from": [a for a, _ in both], "to": [b for _, b in both]}
+        for name, both in pairs.items()
+        if any(a != b for a, b in both) and not (name == "dilation" and all(window.kernel == 1 for window in windows))
+    }
+
+
+def _output(plan: Plan, name: str) -> Facts:
+    one = plan.outputs[name]
+    places = positions(one)
+    return {
+        "name": name,
+        "original": [axis.size for axis in one.axes],
+        "dense": [axis.dense for axis in one.axes],
+        "lattice": [axis.lattice._asdict() for axis in one.axes],
+        "positions": [place._asdict() for place in places],
+        "repeated": [sum(axis.repeated) for axis in one.axes],
+        "averaged": plan.head == "average",
+    }
+
+
+def _waste(step: Step) -> list[Facts]:
+    """Kept strides that skip phases of their input: along an axis only every gcd(stride, eST)-th is used."""
+    if not isinstance(step.op, DenseWindowed):
+        return []
+    return [
+        {
+            "name": step.site.layer,
+            "axis": axis,
+            "phases": window.est,
+            "used": window.est // gcd(window.stride, window.est),
+        }
+        for axis, window in enumerate(step.op.windows)
+        if not window.chosen and gcd(window.stride, window.est) > 1
+    ]

@@ -1,0 +1,45 @@
+"""`densify inspect`: the layers of a model, and which of them have strides to remove."""
+
+from __future__ import annotations
+
+from densify.cli import options as o
+from densify.cli.running import command, emit
+
+
+@command
+def inspect(
+    model: o.SurveyedArgument,
+    input_size: o.InputSizeOption = None,
+    model_arg: o.ModelArgOption = None,
+    reference: o.ReferenceOption = None,
+    trust_code: o.TrustOption = False,
+    json: o.JsonOption = False,
+    verbose: o.VerboseOption = False,
+    quiet: o.QuietOption = False,
+) -> None:
+    """List a model's layers and strides.
+
+    Needs no weights. The marked layers are the strided ones: what --start and --layer take. -v lists every operation.
+
+    Example: densify inspect torchvision:resnet18
+    """
+    size, voice = o.size(input_size), o.Voice(json, verbose, quiet)
+
+    from densify.cli.facts import layers
+    from densify.cli.models import Asked, surveyed
+    from densify.conversion import inspect as survey
+    from densify.display import show_layers
+
+    built, wanted = surveyed(Asked(model, arguments=tuple(model_arg or ())), size, reference, trust_code)
+    geometry = survey(built, (1, *wanted))
+    found = layers(geometry, built, every=verbose)
+    document = {
+        "command": "inspect",
+        "model": model,
+        "input_size": list(wanted),
+        "parameters": sum(p.numel() for p in built.parameters()),
+        "layers": found,
+    }
+    emit(voice, document, lambda: show_layers(document))
+    if any(layer["strided"] for layer in found):
+        voice.next(f"densify plan {model} --start LAYER", f"densify plan {model} --output-stride 8")

@@ -1,0 +1,197 @@
+"""From what the user typed to models: references, files that densify wrote, weights."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from densify.checkpoint import original, recipe_of, restore
+from densify.cli.options import Init, Run, Voice
+from densify.errors import ConversionError, DensifyError, UsageError
+from densify.onnx_file import read_onnx_weights
+from densify.recipe import Recipe
+from densify.reference import ModelReference, parse_model_args, resolve
+from densify.weights import WEIGHT_SUFFIXES, Weights, read_weights
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user says of an original: its reference, and where its weights come from."""
+
+    model: str
+    weights: Path | None = None
+    pretrained: bool = False
+    init: Init | None = None
+    seed: int = 0
+    arguments: tuple[str, ...] = ()
+
+    def resolve(self) -> ModelReference:
+        """The factory that is meant, with the arguments that pretrained weights imply.
+
+        Raises:
+            UsageError: no such model, or arguments that no recipe can keep.
+        """
+        given = parse_model_args(self.arguments)
+        try:
+            json.dumps(given)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"--model-arg: {error}; give numbers, texts, lists, true, false or none") from None
+        found = resolve(self.model, given)
+        return found.pretrained() if self.pretrained else found
+
+    def build(self, found: ModelReference, voice: Voice) -> nn.Module:
+        """The model with its weights, in eval mode.
+
+        Raises:
+            UsageError: no weights given, or more than one source of them.
+            CheckpointError, UnsafeError: weights that cannot be read or do not fit.
+        """
+        ways = {"--weights": self.weights, "--pretrained": self.pretrained, "--init random": self.init}
+        given = [name for name, value in ways.items() if value]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} do not go together: give one of them")
+        if not given:
+            own = "" if found.kind != "torchvision" else "--pretrained for torchvision's own, which are downloaded; "
+            raise UsageError(
+                f"{self.model}: where do its weights come from? Give --weights FILE; {own}"
+                "or --init random --seed N for trying out"
+            )
+        if self.weights is not None:
+            if found.advice is not None:
+                voice.warn(found.advice)
+            voice.say(f"building {self.model} with the weights of {self.weights}")
+            return found.build_with(read_file(self.weights)).eval()
+        voice.say(f"building {self.model}")
+        return found.build(pretrained=self.pretrained, seed=self.seed if self.init else None).eval()
+
+
+def is_file(text: str) -> bool:
+    """Whether an argument means a file of weights, not a reference."""
+    return Path(text).suffix.lower() in WEIGHT_SUFFIXES
+
+
+def read_file(path: Path | str) -> Weights:
+    """A checkpoint, of an ONNX file the counters and tied tensors too; errors as `read_weights`."""
+    path = Path(path)
+    if path.suffix.lower() == ".onnx":
+        return Weights(str(path), *read_onnx_weights(path))
+    return read_weights(path)
+
+
+def refuse_file(text: str) -> None:
+    """Refuse to convert a file, and say what to do.
+
+    Raises:
+        ConversionError: an ONNX model that densify did not write.
+        UsageError: a checkpoint, or what densify wrote.
+    """
+    if not is_file(text):
+        return
+    weights = read_file(text)
+    if weights.recipe is None and text.lower().endswith(".onnx"):
+        raise ConversionError(
+            f"{text}: converting ONNX files is not supported yet; give the torch model as a reference "
+            "(torchvision:NAME, file.py:factory or package.module:factory) with --weights FILE"
+        )
+    if weights.recipe is None:
+        raise UsageError(
+            f"{text}: a checkpoint holds no model; give the model's reference, and the checkpoint with --weights {text}"
+        )
+    recipe = recipe_of(weights)
+    remedy = f"densify convert {recipe.origin.model or 'MODEL'} --weights {text} ..."
+    if recipe.kind == "dense":
+        raise UsageError(
+            f"{text}: is dense already; its weights are the original's, so convert the original with them: {remedy}"
+        )
+    raise UsageError(f"{text}: holds the weights of an original; convert its model with them: {remedy}")
+
+
+def surveyed(
+    asked: Asked, size: tuple[int, ...] | None, reference: str | None, trust: bool
+) -> tuple[nn.Module, tuple[int, ...]]:
+    """A model to look at and its reference size; a reference is built without weights."""
+    if is_file(asked.model):
+        weights = read_file(asked.model)
+        recipe = recipe_of(weights)
+        model = original(recipe, weights, model=reference, trust_code=trust).eval()
+        return model, size or recipe.options.shape[1:]
+    found = asked.resolve()
+    wanted = input_size(size, found)
+    try:
+        return found.build(meta=True).eval(), wanted
+    except DensifyError:  # a factory that looks at numbers while it builds
+        return found.build().eval(), wanted
+
+
+def input_size(given: tuple[int, ...] | None, found: ModelReference) -> tuple[int, ...]:
+    """The reference size (C, spatial ...).
+
+    Raises:
+        UsageError: nobody knows it.
+    """
+    size = given or found.input_size
+    if size is None:
+        raise UsageError(
+            f"{found.text}: its reference size is not known; give it, such as --input-size 3,224,224, "
+            "or as the constant INPUT_SIZE = (3, 224, 224) beside the factory"
+        )
+    return size
+
+
+def restored(path: str, reference: str | None, trust: bool) -> tuple[nn.Module, Recipe]:
+    """The network of a file that densify wrote, in eval mode, and its recipe; errors as `densify.load`."""
+    weights = read_file(path)
+    recipe = recipe_of(weights)
+    return restore(weights, model=reference, trust_code=trust).eval(), recipe
+
+
+def with_preprocessing(
+    found: ModelReference, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> ModelReference:
+    """The reference with the preprocessing that the user asks for, its own where he does not."""
+    return replace(found, mean=mean or found.mean, std=std or found.std)
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The dtype of a model's numbers."""
+    return next((t.dtype for t in model.state_dict().values() if t.is_floating_point()), torch.float32)
+
+
+def moved(model: AnyModule, run: Run) -> AnyModule:
+    """The model on the device and in the dtype of the run: itself where it is there already, else a copy.
+
+    Raises:
+        UsageError: no such device.
+    """
+    dtype, target = run.torch_dtype(dtype_of(model)), device(run.device)
+    if dtype == dtype_of(model) and target.type == "cpu":
+        return model
+    return copy.deepcopy(model).to(target, dtype)
+
+
+def device(name: str) -> torch.device:
+    """A device of this machine.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    try:
+        found = torch.device(name)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UsageError(f"--device {name}: torch cannot use it ({reason}); cpu always works") from None
+    if found.type == "meta":
+        raise UsageError("--device meta: nothing can be computed there; cpu always works")
+    if found.type == "cuda":  # TF32 would be told apart from a wrong result by its size alone
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+    return found

@@ -1,0 +1,187 @@
+"""Comparing the outputs of two networks: what counts as equal, and the report of what was found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from densify.errors import UsageError
+from densify.samples import Sample
+
+# Largest relative error of equal networks, by dtype (docs/design.md, "When are two tensors equal?").
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
+_OWN_ERRORS = 10.0  # a deep network's own rounding may be this many times exceeded
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison.
+
+    Attributes:
+        law: what was checked, such as "grid" (law 1), "size" (law 2), "weights" (law 4), "onnx".
+        output: name of the output tensor.
+        input: name of the input.
+        runtime: what ran the checked network.
+        lattice: per spatial axis (eST, offset).
+        expected, actual: shapes of the original's and of the checked tensor.
+        absolute, relative: largest absolute error, and that over the largest absolute value expected.
+        worst: index of the largest error in the expected tensor.
+        tolerance: what `relative` may reach.
+        passed: whether it holds.
+        note: what else there is to know.
+    """
+
+    law: str
+    output: str
+    input: str
+    runtime: str
+    lattice: tuple[tuple[int, int], ...]
+    expected: tuple[int, ...]
+    actual: tuple[int, ...]
+    absolute: float
+    relative: float
+    worst: tuple[int, ...]
+    tolerance: float
+    passed: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a verification; true when there were checks and all passed."""
+
+    checks: tuple[Check, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    def __add__(self, other: Report) -> Report:
+        return Report(self.checks + other.checks)
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if not check.passed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists."""
+        return {"passed": bool(self), "checks": [asdict(check) for check in self.checks]}
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What counts as equal.
+
+    Attributes:
+        rtol: largest relative error; None for that of the dtype, or ten times the original's own rounding error.
+        atol: absolute errors up to this pass in any case.
+    """
+
+    rtol: float | None = None
+    atol: float = 0.0
+
+
+DEFAULT_TOLERANCE = Tolerance()
+
+
+class Judge:
+    """Compares a network's outputs with expected ones on one input.
+
+    Args:
+        own_error: the expected network's own rounding error on the input, asked only where it matters.
+    """
+
+    def __init__(self, tolerance: Tolerance, own_error: Callable[[], float]) -> None:
+        self._tolerance, self._own = tolerance, own_error
+
+    @cached_property
+    def own_error(self) -> float:
+        return self._own()
+
+    def __call__(self, expected: Tensor, actual: Tensor, **labels: Any) -> Check:
+        """Compare two tensors; another shape fails."""
+        base = self._tolerance.rtol if self._tolerance.rtol is not None else TOLERANCES.get(expected.dtype, 0.0)
+        shapes = {"expected": tuple(expected.shape), "actual": labels.pop("shape", tuple(actual.shape))}
+        if expected.shape != actual.shape:
+            inf = math.inf
+            note = f"shape {tuple(actual.shape)} where {tuple(expected.shape)} is expected"
+            return Check(
+                **shapes, absolute=inf, relative=inf, worst=(), tolerance=base, passed=False, note=note, **labels
+            )
+        absolute, relative, worst = difference(expected, actual)
+        if relative > base and self._tolerance.rtol is None and expected.dtype != torch.float64:
+            base = max(base, _OWN_ERRORS * self.own_error)
+        passed = relative <= base or absolute <= self._tolerance.atol
+        return Check(
+            **shapes, absolute=absolute, relative=relative, worst=worst, tolerance=base, passed=passed, **labels
+        )
+
+
+def difference(expected: Tensor, actual: Tensor) -> tuple[float, float, tuple[int, ...]]:
+    """Largest absolute error, that over the largest absolute value expected, and where it is; NaN meets NaN only."""
+    if expected.numel() == 0:
+        return 0.0, 0.0, ()
+    a, b = expected.detach().double().cpu(), actual.detach().double().cpu()
+    error = (a - b).abs()
+    error = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, error).nan_to_num(nan=math.inf)
+    place = int(error.argmax())
+    absolute = float(error.flatten()[place])
+    scale = float(torch.where(a.isfinite(), a, 0.0).abs().max())
+    relative = absolute / scale if scale else (0.0 if absolute == 0 else math.inf)
+    return absolute, relative, tuple(int(i) for i in torch.unravel_index(torch.tensor(place), expected.shape))
+
+
+def named_outputs(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a model's output with the names that `lattices` gives them."""
+    if isinstance(value, Tensor):
+        yield name or "output", value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from named_outputs(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, tuple | list):
+        fields = getattr(value, "_fields", [str(i) for i in range(len(value))])
+        for key, item in zip(fields, value, strict=True):
+            yield from named_outputs(item, f"{name}.{key}" if name else str(key))
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients; every module's own mode afterwards."""
+    modes = {module: module.training for model in models for module in model.modules()}
+    modes |= {model: model.training for model in models}
+    try:
+        for model in models:
+            model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def compare(
+    expected: Callable[[Tensor], Any],
+    actual: Callable[[Tensor], Any],
+    samples: Iterable[Sample],
+    *,
+    law: str,
+    runtime: str,
+    tolerance: Tolerance,
+    own_error: Callable[[Tensor], float] = lambda x: 0.0,
+) -> Report:
+    """Check that two networks make the same outputs, all samples of all outputs."""
+    checks = []
+    for sample in samples:
+        want, have = dict(named_outputs(expected(sample.tensor))), dict(named_outputs(actual(sample.tensor)))
+        if want.keys() != have.keys():
+            raise UsageError(f"the networks have different outputs: {', '.join(want)} and {', '.join(have)}.")
+        judge = Judge(tolerance, lambda x=sample.tensor: own_error(x))  # type: ignore[misc]
+        labels = {"law": law, "input": sample.name, "runtime": runtime, "lattice": ()}
+        checks += [judge(value, have[key], output=key, **labels) for key, value in want.items()]
+    return Report(tuple(checks))

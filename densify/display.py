@@ -1,0 +1,347 @@
+"""Results formatted for people: tables that fit the terminal, or 80 columns where there is none.
+
+The functions take the documents that the commands print as JSON. Nothing is cut off: what is too long is folded.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Document = Mapping[str, Any]
+
+_RIGHT = ("parameters", "params")
+_UNBROKEN = ("", "k", "s", "p", "step", "field", "params", "lattice", "first at")
+_SHORT = {"kernel": "k", "stride": "s", "pad": "p", "parameters": "params"}
+_MEANING = {
+    "weights": "the state_dict has the original's keys, shapes and dtypes",
+    "head": "the head as convolutions equals the original at the reference size",
+    "grid": "the dense output on its lattice equals the original's",
+    "size": "the dense output has lattice times the original's samples",
+    "phases": "every phase equals the original's layers on its fragment",
+    "average": "the output is the mean of the dense map",
+    "onnx": "ONNX Runtime equals torch",
+    "same": "both networks have the same outputs",
+}
+
+
+def installed_version() -> str:
+    """densify's version; "unknown" in a checkout that was never installed."""
+    try:
+        return version("densify")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+# ---- what the commands show ----------------------------------------------------------------------
+
+
+def show_report(document: Document, *, verbose: bool = False) -> None:
+    """The verification table, what its checks mean, and PASSED or FAILED with counts as the last line.
+
+    Checks of several inputs that passed share a row, which shows the worst of them, unless `verbose`.
+    """
+    screen, checks = _screen(), document["checks"]
+    rows = [_check(check) for check in checks] if verbose else [_check(*group) for group in _grouped(checks)]
+    _put(screen, _fitting(screen, rows, _PAIRS))
+    screen.print()
+    for law in dict.fromkeys(check["law"] for check in checks):
+        _line(screen, f"{law}: {_MEANING.get(law, '')}")
+    for note in dict.fromkeys(f"{c['law']} of {c['output']}, {c['input']}: {c['note']}" for c in checks if c["note"]):
+        _line(screen, f"note: {note}")
+    failed = sum(not check["passed"] for check in checks)
+    if document["passed"]:
+        _line(screen, f"PASSED: {_count(len(checks), 'check')}", "bold green")
+    else:
+        _line(screen, f"FAILED: {failed} of {_count(len(checks), 'check')}", "bold red")
+
+
+def show_conversion(document: Document, *, verbose: bool = False) -> None:
+    """What was converted, then the verification."""
+    screen = _screen()
+    chosen = document["chosen"]
+    _line(screen, f"{document['model']}: {_strides(chosen)}")
+    for name, axes in document["lattices"].items():
+        if axes:
+            _line(screen, f"{name}: {_density(axes)}{_places(document['positions'].get(name, ()))}")
+    screen.print()
+    show_report(document, verbose=verbose)
+
+
+def show_inverse(document: Document, *, verbose: bool = False) -> None:
+    """Which parameters changed, then the verification."""
+    screen, changed = _screen(), document["changed"]
+    total = document["parameters"]
+    if not changed:
+        _line(screen, f"no parameter differs from the source ({_count(total, 'tensor')})" if total else _UNKNOWN_SOURCE)
+    else:
+        _line(screen, f"{len(changed)} of {_count(total, 'tensor')} changed since the conversion:")
+        rows = [
+            {"parameter": change["name"], "max abs": _error(change["largest"]), "max rel": _error(change["relative"])}
+            for change in (changed if verbose else changed[:_SHOWN])
+        ]
+        plain = all(change["largest"] is None for change in changed)
+        _put(screen, _table([{"parameter": row["parameter"]} for row in rows] if plain else rows))
+        if len(rows) < len(changed):
+            _line(screen, f"and {len(changed) - len(rows)} more (-v lists them)")
+        if plain:
+            _line(screen, "--weights SOURCE tells by how much")
+    screen.print()
+    show_report(document, verbose=verbose)
+
+
+def show_layers(document: Document) -> None:
+    """The layers, the strided ones marked."""
+    screen = _screen()
+    size = _shape(document["input_size"])
+    strided = sum(layer["strided"] for layer in document["layers"])
+    _line(screen, f"{document['model']} at {size}: {document['parameters']:,} parameters, {strided} strided layers (*)")
+    screen.print()
+    rows = [_layer(layer) for layer in document["layers"]]
+    table = _table(rows, emphasised="*")
+    if not _fits(screen, table):
+        table = _table([{_SHORT.get(name, name): row[name] for name in row} for row in rows], emphasised="*", gap=1)
+        _line(screen, "k: kernel, s: stride, p: padding")
+        screen.print()
+    _put(screen, table)
+
+
+def show_plan(document: Document) -> None:
+    """What would change, the outputs, the cost, and what there is to beware of."""
+    screen = _screen()
+    _line(screen, f"{document['model']} at {_shape(document['input_size'])}: {_strides(document['chosen'])}")
+    screen.print()
+    if document["changes"]:
+        _put(screen, _table([_change(change) for change in document["changes"]]))
+        screen.print()
+    _put(screen, _table([_output(output) for output in document["outputs"]]))
+    screen.print()
+    cost = document["cost"]
+    if cost["ratio"] is not None:
+        times = f"{cost['ratio']:.1f} times"
+        _line(screen, f"cost: {_large(cost['original'])} -> {_large(cost['dense'])} multiply-additions, {times}")
+    for output in document["outputs"]:
+        if any(output["repeated"]):
+            _line(screen, f"far side: {_repeated(output)}")
+    for waste in document["wasted"]:
+        used = f"{waste['used']} of {waste['phases']} phases of its input"
+        _line(screen, f"waste: {waste['name']} keeps its stride, so that axis {waste['axis']} uses {used}")
+    if document["exact"]:
+        _line(screen, "exact: every sample of the original lies in the dense output, unchanged")
+    else:
+        screen.print('exact: clear of the borders only: padding="same" changes what border windows see')
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+_SHOWN = 10
+_UNKNOWN_SOURCE = "the file does not know its source's parameters"
+_PAIRS = (
+    ("result", "check"),
+    ("output", "lattice"),
+    ("input", "runtime"),
+    ("original", "dense"),
+    ("max abs", "max rel"),
+    ("tolerance", "worst at"),
+)
+_WITHOUT_ERRORS = ("weights", "size")  # laws about shapes
+
+
+def _grouped(checks: Sequence[Document]) -> list[list[Document]]:
+    """Checks that differ by their input alone, the worst first; those that failed stand alone."""
+    groups: dict[tuple[object, ...], list[Document]] = {}
+    for index, check in enumerate(checks):
+        key = (check["law"], check["output"], check["runtime"], None if check["passed"] else index)
+        groups.setdefault(key, []).append(check)
+    return [sorted(group, key=lambda check: -check["relative"]) for group in groups.values()]
+
+
+def _check(check: Document, *others: Document) -> dict[str, str]:
+    """One row; `others` are checks that it stands for too."""
+    numbers = check["law"] not in _WITHOUT_ERRORS
+    return {
+        "result": "pass" if check["passed"] else "FAIL",
+        "check": check["law"],
+        "output": check["output"],
+        "lattice": _lattice([{"stride": stride, "offset": offset} for stride, offset in check["lattice"]]),
+        "input": f"{check['input']} (of {len(others) + 1})" if others else check["input"],
+        "runtime": check["runtime"],
+        "original": _shape(check["expected"]),
+        "dense": _shape(check["actual"]),
+        "max abs": _error(check["absolute"]) if numbers else "",
+        "max rel": _error(check["relative"]) if numbers else "",
+        "tolerance": _error(check["tolerance"]) if numbers else "",
+        "worst at": ",".join(map(str, check["worst"])) if check["absolute"] else "",
+    }
+
+
+def _layer(layer: Document) -> dict[str, str]:
+    return {
+        "": "*" if layer["strided"] else "",
+        "layer": layer["name"],
+        "op": layer["op"],
+        "kernel": _axes(layer["kernel"]),
+        "stride": _axes(layer["stride"]),
+        "pad": _paddings(layer["padding"]),
+        "output": _shape(layer["output"][1:]) if layer["output"] else "",
+        "step": _axes(layer["step"]),
+        "field": _axes(["all" if field is None else field for field in layer["receptive_field"]]),
+        "parameters": f"{layer['parameters']:,}" if layer["parameters"] else "",
+    }
+
+
+def _change(change: Document) -> dict[str, str]:
+    words = [
+        f"{name} {_axes(change[name]['from'])} -> {_axes(change[name]['to'])}"
+        for name in ("stride", "dilation", "padding")
+        if name in change
+    ]
+    if change["becomes"] == "convolution":
+        words.insert(0, f"convolution, kernel {_axes(change['kernel'])}")
+    elif change["becomes"] != "dense window":
+        words.insert(0, change["becomes"])
+    return {"layer": change["name"], "op": change["op"], "change": ", ".join(words)}
+
+
+def _output(output: Document) -> dict[str, str]:
+    places = output["positions"]
+    return {
+        "output": output["name"],
+        "original": _shape(output["original"]),
+        "dense": f"{_shape(output['dense'])}, averaged" if output["averaged"] else _shape(output["dense"]),
+        "lattice": _lattice(output["lattice"]),
+        "step": _axes([place["step"] for place in places]),
+        "first at": _axes(["all" if place["first"] is None else f"{place['first']:g}" for place in places]),
+        "field": _axes(["all" if p["receptive_field"] is None else p["receptive_field"] for p in places]),
+    }
+
+
+# ---- words ---------------------------------------------------------------------------------------
+
+
+def _strides(chosen: Sequence[str]) -> str:
+    if not chosen:
+        return "no stride removed, the head as convolutions"
+    shown = ", ".join(chosen[:_SHOWN]) + (f" and {len(chosen) - _SHOWN} more" if len(chosen) > _SHOWN else "")
+    return f"stride removed from {shown}"
+
+
+def _density(lattice: Sequence[Document]) -> str:
+    rate = _axes([axis["stride"] for axis in lattice])
+    return f"{rate} times as dense along each axis" if "x" not in rate else f"{rate} times as dense"
+
+
+def _places(places: Sequence[Document]) -> str:
+    if not places:
+        return ""
+    step = _axes([place["step"] for place in places])
+    if any(place["first"] is None for place in places):
+        return f", one prediction per {step} pixels of shift"
+    first = _axes([f"{place['first']:g}" for place in places])
+    return f", a sample every {step} input pixels, the first at {first}"
+
+
+def _repeated(output: Document) -> str:
+    counts = " x ".join(f"{count} of {size}" for count, size in zip(output["repeated"], output["dense"], strict=True))
+    return f"{counts} samples of {output['name']} see repeated windows"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _large(number: int) -> str:
+    for unit, name in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return str(number)
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))
+
+
+def _axes(values: Sequence[object]) -> str:
+    """One value where all axes agree."""
+    return str(values[0]) if len(set(values)) == 1 else "x".join(map(str, values))
+
+
+def _paddings(pairs: Sequence[Sequence[int]]) -> str:
+    return _axes([str(low) if low == high else f"{low}+{high}" for low, high in pairs])
+
+
+def _lattice(axes: Sequence[Document]) -> str:
+    """eST per axis, and the offsets where there are any."""
+    strides = _shape([axis["stride"] for axis in axes])
+    offsets = [axis["offset"] for axis in axes]
+    return f"{strides} from {','.join(map(str, offsets))}" if any(offsets) else strides
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else "0" if value == 0 else f"{value:.1e}"
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def _screen() -> Console:
+    """stdout as it is now: coloured on a terminal, plain text of 80 columns (or COLUMNS) elsewhere."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+
+
+def _line(screen: Console, text: str, style: str = "") -> None:
+    """A sentence; the terminal breaks it, so that it can be copied whole."""
+    screen.print(text, style=style or None, soft_wrap=True)
+
+
+def _put(screen: Console, table: Table) -> None:
+    """A table without the blanks that fill its last column."""
+    with screen.capture() as drawn:
+        screen.print(table)
+    screen.file.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
+
+
+def _fitting(screen: Console, rows: Sequence[Mapping[str, str]], pairs: Sequence[tuple[str, str]]) -> Table:
+    """One line per row where that fits, else two: in each cell one value above the other."""
+    wide = _table([{name: row[name] for pair in pairs for name in pair} for row in rows])
+    if _fits(screen, wide):
+        return wide
+    stacked = [{f"{a}\n{b}": f"{row[a]}\n{row[b]}" for a, b in pairs} for row in rows]
+    return _table(stacked, leading=1)
+
+
+def _fits(screen: Console, table: Table) -> bool:
+    return table.__rich_measure__(screen, screen.options.update(max_width=10_000)).maximum <= screen.width
+
+
+def _table(rows: Sequence[Mapping[str, str]], *, leading: int = 0, emphasised: str = "", gap: int = 2) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, gap, leading, 0), header_style="bold")
+    for name in rows[0] if rows else ():
+        right = name.partition("\n")[0] in _RIGHT
+        # Names give way where the table is too wide: numbers in two lines are misread.
+        keep = name in _UNBROKEN
+        table.add_column(Text(name), justify="right" if right else "left", overflow="fold", no_wrap=keep)
+    for row in rows:
+        marked = bool(emphasised) and row.get("") == emphasised
+        table.add_row(*(_cell(value) for value in row.values()), style="bold" if marked else "")
+    return table
+
+
+def _cell(value: str) -> Any:
+    from rich.text import Text
+
+    text = Text(value, overflow="fold")
+    text.highlight_regex(r"^pass$|^pass(?=\n)", "green")
+    text.highlight_regex(r"^FAIL$|^FAIL(?=\n)", "bold red")
+    return text

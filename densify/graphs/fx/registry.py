@@ -1,0 +1,103 @@
+"""The table from torch callables to readers, and how a node's arguments are looked at.
+
+A reader is a function ``(call) -> Op``, registered for the callables, module classes and method names it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from densify.ops import Op
+
+
+@dataclass(frozen=True)
+class Call:
+    """One node, its arguments by name whether it calls a module, a function or a method.
+
+    Attributes:
+        node: the torch.fx node.
+        module: the module that it calls, or None.
+        maps: the nodes among its arguments that hold maps.
+    """
+
+    node: fx.Node
+    module: nn.Module | None
+    maps: tuple[fx.Node, ...]
+
+    def arguments(self, names: str, **defaults: Any) -> dict[str, Any]:
+        """The node's arguments under the function's parameter names; a module's attributes stand for its own."""
+        keys = names.split()
+        given = dict(zip(keys, self.node.args, strict=False)) | dict(self.node.kwargs)
+        if self.module is not None:
+            given |= {key: getattr(self.module, key) for key in keys[1:] if hasattr(self.module, key)}
+        return defaults | given
+
+    def value(self, argument: Any) -> Any:
+        """An argument's value on the example."""
+        return fx.map_arg(argument, lambda node: node.meta["value"])
+
+    @property
+    def source(self) -> Tensor:
+        """The first map's value on the example."""
+        value: Tensor = self.maps[0].meta["value"]
+        return value
+
+    @property
+    def result(self) -> Any:
+        return self.node.meta["value"]
+
+    @property
+    def spatial(self) -> int:
+        """Number of spatial axes of the first map."""
+        return self.source.dim() - 2
+
+
+Reader = Callable[[Call], Op]
+_READERS: dict[Any, Reader] = {}
+
+
+def reads(*targets: Any) -> Callable[[Reader], Reader]:
+    """Register a reader for functions, module classes, and (as strings) tensor methods."""
+
+    def register(reader: Reader) -> Reader:
+        for target in targets:
+            if _READERS.setdefault(target, reader) is not reader:
+                raise ValueError(f"{target} has a reader already")
+        return reader
+
+    return register
+
+
+def everywhere(names: str) -> list[Any]:
+    """The functions, in-place forms and tensor methods that torch and python offer under these names."""
+    found: dict[Any, None] = {}
+    for name in names.split():
+        for form in (name, f"{name}_"):
+            for namespace in (torch, F, torch.special):
+                if callable(getattr(namespace, form, None)):
+                    found[getattr(namespace, form)] = None
+            if hasattr(Tensor, form):
+                found[form] = None
+    return list(found)
+
+
+def reader_of(call: Call) -> Reader | None:
+    """The reader of a node, if there is one."""
+    module = call.module
+    return _READERS.get(call.node.target if module is None else type_before_parametrizations(module))
+
+
+def kind(call: Call) -> str:
+    """The op's name in torch."""
+    if call.module is not None:
+        return type(call.module).__name__
+    target = call.node.target
+    name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+    return next((n for n in dir(F) if getattr(F, n) is target), name) if name in ("fn", "boolean_dispatch") else name
