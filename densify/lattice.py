@@ -122,7 +122,8 @@ class DenseWindow(NamedTuple):
     @property
     def spacing(self) -> int:
         """Dense samples between two taps of the kernel: the dilation to run with."""
-        return self.est * self.dilation
+        # A single tap has no neighbour, and kernels without dilation are the faster ones.
+        return self.est * self.dilation if self.kernel > 1 else 1
 
     @property
     def move(self) -> int:
