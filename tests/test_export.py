@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from densify import onnx_export as export as export_module
+from densify import onnx_export as export_module
 from densify import onnx_file
 from densify.errors import CheckpointError, ConversionError, DensifyError, UnsafeError, UsageError
 from densify.onnx_export import OPSETS, ExportResult, export_onnx

@@ -145,6 +145,7 @@ _OPERATORS = "add sub mul truediv iadd isub imul itruediv neg pow"
 
 
 @reads(*everywhere(_ELEMENTWISE), *(getattr(nn, name) for name in _MODULES.split()), "contiguous", "to", "float")
+@reads("torchvision.ops.stochastic_depth.stochastic_depth")
 @reads(*everywhere(_ARITHMETIC), *(getattr(operator, name) for name in _OPERATORS.split()))
 def elementwise(call: Call) -> Op:
     if len(call.maps) > 1:

@@ -64,7 +64,10 @@ _READERS: dict[Any, Reader] = {}
 
 
 def reads(*targets: Any) -> Callable[[Reader], Reader]:
-    """Register a reader for functions, module classes, and (as strings) tensor methods."""
+    """Register a reader for functions, module classes, and, as strings, tensor methods.
+
+    A function of a library that need not be imported here is registered by its qualified name.
+    """
 
     def register(reader: Reader) -> Reader:
         for target in targets:
@@ -90,8 +93,11 @@ def everywhere(names: str) -> list[Any]:
 
 def reader_of(call: Call) -> Reader | None:
     """The reader of a node, if there is one."""
-    module = call.module
-    return _READERS.get(call.node.target if module is None else type_before_parametrizations(module))
+    if call.module is not None:
+        return _READERS.get(type_before_parametrizations(call.module))
+    target = call.node.target
+    qualified = f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', '')}"
+    return _READERS.get(target) or _READERS.get(qualified)
 
 
 def kind(call: Call) -> str:
