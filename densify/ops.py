@@ -122,11 +122,11 @@ class GlobalPool(Op):
 class AdaptivePool(Op):
     """Adaptive pooling to fixed sizes, not all 1.
 
-    `phasewise` allows it on every phase by itself where the sizes differ (auxiliary heads in train mode).
+    `window` says that a flatten reads the result: then the head has a window of that size.
     """
 
     sizes: tuple[int, ...]
-    phasewise: bool = False
+    window: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from math import prod
 
 from densify.errors import ConversionError, Refusal, RefusedError
 from densify.lattice import Axis, Lattice
-from densify.ops import AdaptivePool, Flatten, GlobalPool, Identity, Join, Map, Op, Pointwise, Windowed
+from densify.ops import AdaptivePool, Channelwise, Flatten, GlobalPool, Identity, Join, Map, Op, Pointwise, Windowed
 from densify.rules import Refused, rewrite
 
 HEADS = ("dense", "average", "features", "cam")
@@ -194,8 +194,22 @@ def _prepared(site: Site, chosen: Chosen, network: Network) -> Op:
     if isinstance(op, Windowed):
         return replace(op, chosen=tuple((site.key, axis) in chosen for axis in range(len(op.windows))))
     if isinstance(op, AdaptivePool):
-        return replace(op, phasewise=network.training)
+        return replace(op, window=_makes_window(network, site, op))
     return op
+
+
+def _makes_window(network: Network, site: Site, op: AdaptivePool) -> bool:
+    """Whether an adaptive pooling feeds a flatten. Auxiliary heads of train mode pool as they did where they must."""
+    reached = {site.key}
+    for other in network.sites.values():
+        if not reached & set(other.inputs):
+            continue
+        if isinstance(other.op, Flatten):
+            before = network.sites[site.inputs[0]].shape or ()
+            return not network.training or before[2:] == op.sizes
+        if isinstance(other.op, Pointwise | Channelwise):
+            reached.add(other.key)
+    return False
 
 
 def _agrees(site: Site, result: Map) -> None:

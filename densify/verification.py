@@ -28,7 +28,7 @@ from densify.comparison import (
 from densify.conversion import Dense, build, inverse
 from densify.errors import UsageError
 from densify.graphs.fx.trace import same_tensors
-from densify.ops import AdaptivePool, Flatten, GlobalPool, Map
+from densify.ops import AdaptivePool, Flatten, GlobalPool, Identity, Map
 from densify.planning import Plan, at_sizes
 from densify.recipe import Options, Origin
 from densify.samples import Sample
@@ -126,7 +126,7 @@ class Reference:
 def fixed_window(plan: Plan) -> bool:
     """Whether the head reads a window of fixed size, so that the original's class runs at the reference size alone."""
     for step in plan.steps.values():
-        if isinstance(step.site.op, AdaptivePool):
+        if isinstance(step.site.op, AdaptivePool) and isinstance(step.op, Identity):
             return True
         if isinstance(step.site.op, Flatten) and not step.sources[0].collapsed:
             before = plan.steps[step.site.inputs[0]]

@@ -23,7 +23,8 @@ class Residual(nn.Module):
         x = torch.relu(self.norm(self.stem(x)))
         x = torch.relu(self.main(x) + self.shortcut(x))
         x = torch.relu(self.last(self.pool(x)))
-        return self.fc(x.mean(dim=(2, 3)))
+        scores: Tensor = self.fc(x.mean(dim=(2, 3)))
+        return scores
 
 
 def fixed_window() -> nn.Module:

@@ -165,7 +165,8 @@ def test_tied_weights_are_written_under_both_names(tmp_path: Path) -> None:
             self.pool = nn.MaxPool2d(2)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.second(self.pool(self.first(x)))
+            made: torch.Tensor = self.second(self.pool(self.first(x)))
+            return made
 
     dense = densify.convert(Tied().double().eval(), X, start="pool")
     densify.save(dense, tmp_path / "tied.safetensors")

@@ -55,7 +55,7 @@ def test_a_wrong_sample_off_the_grid_fails_in_phases() -> None:
     run = dense._runs[False]
 
     def wrong(self: nn.Module, x: Tensor) -> Tensor:
-        y = run(self, x).clone()
+        y: Tensor = run(self, x).clone()
         y[0, 2, 3, 1] += 1e-3
         return y
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+
+TERMINATED = 143
 
 
 def main() -> None:
     """Run the command line on the program's arguments and exit with its status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # as Ctrl-C does: clean up, then end
     try:
         from densify.cli.app import app
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from densify.checkpoint import write_state
+from densify.cli.memory import page_out
 from densify.cli.models import dtype_of, moved
 from densify.cli.options import Run, Voice
 from densify.comparison import Report, Tolerance, compare, evaluating
@@ -47,17 +48,53 @@ def check_laws(original: nn.Module | None, dense: Dense, samples: Sequence[Sampl
     """The laws in torch, on the device and in the dtype of the run; `original` None means the network's own."""
     voice.say(f"verifying on {', '.join(sample.name for sample in samples)}")
     other = None if original is None else moved(original, run)
-    return verify(other, moved(dense, run), placed(samples, run), rtol=run.rtol, atol=run.atol)
+    network, given = moved(dense, run), placed(samples, run)
+    with _legal_samples(network, given, run):
+        return verify(other, network, given, rtol=run.rtol, atol=run.atol)
 
 
 def same_outputs(first: nn.Module, second: nn.Module, samples: Sequence[Sample], run: Run) -> Report:
     """Whether two networks of one kind make the same outputs."""
     a, b = moved(first, run), moved(second, run)
-    with evaluating(a, b):
+    given = placed(legal(first, samples, run), run)
+    with evaluating(a, b), _legal_samples(a, given, run):
         return compare(
-            a, b, placed(samples, run), law="same", runtime="torch", tolerance=Tolerance(run.rtol, run.atol),
+            a, b, given, law="same", runtime="torch", tolerance=Tolerance(run.rtol, run.atol),
             own_error=partial(error_of_precision, a),
         )  # fmt: skip
+
+
+def legal(model: nn.Module, samples: Sequence[Sample], run: Run) -> list[Sample]:
+    """The samples less those random ones that the model cannot take: a head of fixed window takes one size alone."""
+    if run.samples or isinstance(model, Dense):
+        return list(samples)
+    return [sample for sample in samples if _refusal(model, sample) is None] or list(samples)
+
+
+@contextmanager
+def _legal_samples(network: nn.Module, samples: Sequence[Sample], run: Run) -> Iterator[None]:
+    """Where the network fails on a sample that the user gave, say on which, and why."""
+    try:
+        yield
+    except RuntimeError as error:
+        reasons = {sample: _refusal(network, sample) for sample in samples if run.samples}
+        for sample, reason in reasons.items():
+            if reason is not None:
+                raise UsageError(
+                    f"{sample.name}: the network takes no input of {list(sample.tensor.shape)} ({reason}); give "
+                    "samples of at least the reference size (--input-size)"
+                ) from error
+        raise
+
+
+def _refusal(network: nn.Module, sample: Sample) -> str | None:
+    """Why the network cannot take a sample; None where it can."""
+    try:
+        with evaluating(network):
+            network(sample.tensor)
+    except RuntimeError as error:
+        return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return None
 
 
 def check_onnx(path: Path, name: str, model: nn.Module, samples: Sequence[Sample], run: Run, voice: Voice) -> Report:
@@ -69,6 +106,7 @@ def check_onnx(path: Path, name: str, model: nn.Module, samples: Sequence[Sample
         samples: on the CPU, in the model's own dtype.
     """
     voice.say(f"running {name} in ONNX Runtime on {', '.join(sample.name for sample in samples)}")
+    page_out(model)  # ONNX Runtime holds large weights four times over while it optimises
     with _called(path, name):
         return _with_lattices(verify_onnx(path, model, samples, Tolerance(run.rtol, run.atol)), model)
 

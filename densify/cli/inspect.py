@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from densify.cli import options as o
 from densify.cli.running import command, emit
 
@@ -42,4 +44,5 @@ def inspect(
     }
     emit(voice, document, lambda: show_layers(document))
     if any(layer["strided"] for layer in found):
-        voice.next(f"densify plan {model} --start LAYER", f"densify plan {model} --output-stride 8")
+        name = shlex.quote(model)
+        voice.next(f"densify plan {name} --start LAYER", f"densify plan {name} --output-stride 8")

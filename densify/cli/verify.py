@@ -139,7 +139,8 @@ def _compare(subjects: list[Subject], samples: list[Sample], run: o.Run, voice: 
         )
     for subject in subjects:
         if subject.onnx is not None:
-            report += checking.check_onnx(subject.onnx, subject.text, subject.model, samples, run, voice)
+            given = checking.legal(subject.model, samples, run)
+            report += checking.check_onnx(subject.onnx, subject.text, subject.model, given, run, voice)
     return report
 
 

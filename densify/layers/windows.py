@@ -77,6 +77,8 @@ def eavg_pool(
         divisor: torch's divisor_override.
         sizes: the original's spatial sizes, needed for padding="same" in ceil mode.
     """
+    if x.dtype in (torch.float16, torch.bfloat16):  # a sum may overflow where its average does not
+        return eavg_pool(x.float(), windows, count_include_pad, divisor, sizes).to(x.dtype)
     layouts = _layouts(x, windows, sizes)
     channels = x.shape[1]
     ones = x.new_ones(()).expand(channels, 1, *(w.kernel for w in windows))

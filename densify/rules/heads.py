@@ -22,17 +22,17 @@ def global_pool(op: GlobalPool, source: Map, *, padding: str) -> Rewrite:
 
 @rule(AdaptivePool)
 def adaptive_pool(op: AdaptivePool, source: Map, *, padding: str) -> Rewrite:
-    """Adaptive pooling to k x k: a fixed window, which at the reference size must pool k x k to k x k."""
+    """Adaptive pooling to k x k: phase by phase, but where it makes a head's window, which must have that size."""
     sizes = tuple(axis.size for axis in source.axes)
-    if sizes == op.sizes:
+    if op.window and sizes == op.sizes:
         return Rewrite(Identity(), source)
-    if not op.phasewise:
+    if op.window:
         have, want = ("x".join(map(str, s)) for s in (sizes, op.sizes))
         raise Refused(
             f"it pools a map of {have} to {want} at this reference size, and a fully convolutional head needs {want}",
             "Give an example (--input-size) at which the map already has that size",
         )
-    if padding != "full":
+    if padding != "full" and not source.untouched:
         raise Refused(
             f'it pools every phase by itself, which padding="{padding}" leaves incomplete', 'Use padding="full"'
         )
