@@ -21,6 +21,7 @@ from densify.conversion import Dense
 from densify.errors import DensifyError, UsageError, VerificationError
 from densify.files import write_all
 from densify.onnx_export import OPSETS, ExportResult, axis_names, write_network
+from densify.onnx_file import OnnxSession
 from densify.recipe import Recipe
 from densify.samples import Sample, random_inputs, read_samples, verification_sizes
 from densify.verification import error_of_precision, verify, verify_onnx
@@ -69,6 +70,15 @@ def legal(model: nn.Module, samples: Sequence[Sample], run: Run) -> list[Sample]
     if run.samples or isinstance(model, Dense):
         return list(samples)
     return [sample for sample in samples if _refusal(model, sample) is None] or list(samples)
+
+
+def fitting(path: Path, samples: Sequence[Sample], run: Run) -> list[Sample]:
+    """The samples less those random ones that an ONNX file with fixed axes cannot take."""
+    if run.samples:
+        return list(samples)
+    (shape,) = OnnxSession(path, optimised=False).shapes
+    fixed = [(axis, size) for axis, size in enumerate(shape) if isinstance(size, int)]
+    return [s for s in samples if all(s.tensor.shape[axis] == size for axis, size in fixed)] or list(samples)
 
 
 @contextmanager

@@ -139,7 +139,7 @@ def _compare(subjects: list[Subject], samples: list[Sample], run: o.Run, voice: 
         )
     for subject in subjects:
         if subject.onnx is not None:
-            given = checking.legal(subject.model, samples, run)
+            given = checking.fitting(subject.onnx, checking.legal(subject.model, samples, run), run)
             report += checking.check_onnx(subject.onnx, subject.text, subject.model, given, run, voice)
     return report
 

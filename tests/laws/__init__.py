@@ -1,0 +1,1 @@
+"""What the tests hold the laws against, written without the code that they judge."""

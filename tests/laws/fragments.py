@@ -1,0 +1,337 @@
+"""Law 3 as a program: the dense network computed by running the original's layers on fragments.
+
+Nothing of densify is used. A map of the dense network is held as its fragments, one tensor per phase, each of the
+original's size; a dense output is put together from them at the very end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+Phase = tuple[int, ...]
+Chooses = Callable[[str, int, int, int], bool]
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+
+class Geometry(NamedTuple):
+    """One axis of a window op as torch has it."""
+
+    kernel: int
+    stride: int = 1
+    low: int = 0
+    high: int = 0
+    dilation: int = 1
+    ceil: bool = False
+
+    def fitting(self, n: int) -> int:
+        """Windows that fit at stride 1."""
+        return n + self.low + self.high - self.dilation * (self.kernel - 1)
+
+    def count(self, n: int) -> int:
+        """Outputs, by torch's own formula."""
+        last = self.fitting(n) - 1
+        if not self.ceil:
+            return last // self.stride + 1
+        outputs = (last + self.stride - 1) // self.stride + 1
+        return outputs - 1 if (outputs - 1) * self.stride >= n + self.low else outputs
+
+    def windows(self, n: int, phase: int, est: int, chosen: bool) -> tuple[int, list[int]]:
+        """For one phase of the output: the phase of the input that it reads, and its windows there."""
+        existing = max(self.fitting(n), (self.count(n) - 1) * self.stride + 1)
+        source, first = (
+            (phase % est, phase // est) if chosen else (phase * self.stride % est, phase * self.stride // est)
+        )
+        return source, [min(first + t * self.stride, existing - 1) for t in range(self.count(n))]
+
+
+class Kind(NamedTuple):
+    """What a window op does with the samples in its windows."""
+
+    name: str
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    groups: int = 1
+    count_include_pad: bool = True
+    divisor: int | None = None
+
+
+def slide(x: Tensor, kind: Kind, geometry: Sequence[Geometry], windows: Sequence[Sequence[int]]) -> Tensor:
+    """The results of the windows of these indices (window i begins at sample i - low), each by itself.
+
+    The windows' samples are laid out side by side, so that torch's own op runs without padding or dilation.
+    """
+    kernel = [g.kernel for g in geometry]
+    fill = float("-inf") if kind.name == "max" else 0.0
+    sizes = x.shape[2:]
+    for axis, (g, chosen) in enumerate(zip(geometry, windows, strict=True)):
+        samples = torch.tensor([w - g.low + j * g.dilation for w in chosen for j in range(g.kernel)])
+        inside = (samples >= 0) & (samples < sizes[axis])
+        x = x.index_select(2 + axis, samples.clamp(0, sizes[axis] - 1))
+        x = torch.where(inside.reshape([-1] + [1] * (len(sizes) - 1 - axis)), x, torch.full((), fill, dtype=x.dtype))
+    if kind.name == "max":
+        return _MAX[len(kernel)](x, kernel, kernel)
+    if kind.name == "conv":
+        assert kind.weight is not None
+        return _CONV[len(kernel)](x, kind.weight, kind.bias, kernel, 0, 1, kind.groups)
+    ones = x.new_ones(x.shape[1], 1, *kernel)
+    total = _CONV[len(kernel)](x, ones, None, kernel, 0, 1, x.shape[1])
+    return total / (kind.divisor if kind.divisor is not None else _divisor(sizes, kind, geometry, windows))
+
+
+def _divisor(
+    sizes: Sequence[int], kind: Kind, geometry: Sequence[Geometry], windows: Sequence[Sequence[int]]
+) -> Tensor:
+    divisor = torch.ones((), dtype=torch.float64)
+    for n, g, chosen in zip(sizes, geometry, windows, strict=True):
+        low, high = (-g.low, n + g.high) if kind.count_include_pad else (0, n)
+        count = [max(1, sum(low <= w - g.low + j < high for j in range(g.kernel))) for w in chosen]
+        divisor = divisor[..., None] * torch.tensor(count, dtype=torch.float64)
+    return divisor
+
+
+@dataclass(frozen=True)
+class Fragments:
+    """A map of the dense network.
+
+    Attributes:
+        parts: for every phase, the original's tensor for it.
+        est: phases per spatial axis.
+        step: input pixels between neighbouring samples of the original, per spatial axis.
+        flat: a flatten with a window larger than one sample stands before; the map was kept.
+    """
+
+    parts: dict[Phase, Tensor]
+    est: tuple[int, ...]
+    step: tuple[int, ...]
+    flat: bool = False
+
+    def dense(self) -> Tensor:
+        """[B, C, *(n * e)]; a vector per image counts as a map of one sample."""
+        whole: Tensor | None = None
+        for phase, part in self.parts.items():
+            part = part if part.dim() > 2 else part.reshape(*part.shape, *[1] * len(self.est))
+            if whole is None:
+                sizes = [n * e for n, e in zip(part.shape[2:], self.est, strict=True)]
+                whole = part.new_full((*part.shape[:2], *sizes), float("nan"))
+            index: tuple[Any, ...] = (..., *(slice(r, None, e) for r, e in zip(phase, self.est, strict=True)))
+            whole[index] = part
+        assert whole is not None
+        return whole
+
+
+def convolved(
+    kind: Kind, geometry: Sequence[Geometry], source: Fragments, chosen: Sequence[bool], result_est: Sequence[int]
+) -> dict[Phase, Tensor]:
+    """All phases of a window op's output (DESIGN, law 3)."""
+    parts = {}
+    for phase in product(*(range(e) for e in result_est)):
+        n = next(iter(source.parts.values())).shape[2:]
+        reads = [
+            g.windows(size, r, e, c) for g, size, r, e, c in zip(geometry, n, phase, source.est, chosen, strict=True)
+        ]
+        fragment = source.parts[tuple(at for at, _ in reads)]
+        parts[phase] = slide(fragment, kind, geometry, [windows for _, windows in reads])
+    return parts
+
+
+def _tuple(value: Any, count: int) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value,) * count
+
+
+def conv_geometry(weight: Tensor, stride: Any, padding: Any, dilation: Any) -> list[Geometry]:
+    """Geometry of a convolution from torch's arguments; "same" puts the odd sample on the far side."""
+    kernel = weight.shape[2:]
+    count = len(kernel)
+    dilations = _tuple(dilation, count)
+    spans = [d * (k - 1) for k, d in zip(kernel, dilations, strict=True)]
+    if padding == "same":
+        sides = [(span // 2, span - span // 2) for span in spans]
+    else:
+        sides = [(p, p) for p in _tuple(0 if padding == "valid" else padding, count)]
+    return [
+        Geometry(k, s, low, high, d)
+        for k, s, (low, high), d in zip(kernel, _tuple(stride, count), sides, dilations, strict=True)
+    ]
+
+
+def pool_geometry(count: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> list[Geometry]:
+    """Geometry of a pooling from torch's arguments."""
+    kernels = _tuple(kernel, count)
+    columns = (kernels, _tuple(stride or kernel, count), _tuple(padding, count), _tuple(dilation, count))
+    return [Geometry(k, s, p, p, d, ceil) for k, s, p, d in zip(*columns, strict=True)]
+
+
+class FragmentInterpreter(fx.Interpreter):
+    """Runs a plainly traced model on fragments.
+
+    Args:
+        model: the original.
+        chooses: (layer, axis, step of the input, stride) -> whether the stride is removed there.
+        window: extent of the map that a flatten takes in, where that is more than one sample.
+    """
+
+    def __init__(self, model: nn.Module, chooses: Chooses, window: tuple[int, ...] | None = None) -> None:
+        super().__init__(fx.symbolic_trace(model), garbage_collect_values=False)
+        self.chooses, self.window = chooses, window
+        self.met: list[tuple[str, int, int, int]] = []
+        self.calls: dict[str, int] = {}
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        module, x = self.fetch_attr(target), args[0]
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            geometry = conv_geometry(module.weight, module.stride, module.padding, module.dilation)
+            return self.slide(target, Kind("conv", module.weight, module.bias, module.groups), geometry, x)
+        if isinstance(module, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d):
+            sizes = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
+            return self.slide(target, Kind("max"), pool_geometry(len(x.est), *sizes), x)
+        if isinstance(module, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d):
+            sizes = (module.kernel_size, module.stride, module.padding, 1, module.ceil_mode)
+            divisor = getattr(module, "divisor_override", None)
+            kind = Kind("avg", count_include_pad=module.count_include_pad, divisor=divisor)
+            return self.slide(target, kind, pool_geometry(len(x.est), *sizes), x)
+        if isinstance(module, nn.Flatten):
+            return self.flatten(x, module)
+        if isinstance(module, nn.Linear) and x.flat:
+            return self.linear(x, module)
+        return self.each(module, args, kwargs)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        name = _POOLS.get(target)
+        if name is None and target is torch.flatten:
+            return self.flatten(args[0], target, *args[1:])
+        if name is None:
+            return self.each(target, args, kwargs)
+        layer = f"{name}_{self.calls[name]}" if self.calls.setdefault(name, 0) else name
+        self.calls[name] += 1
+        order = _MAX_ARGUMENTS if name.startswith("max") else _AVG_ARGUMENTS
+        given = _POOL_DEFAULTS | dict(zip(order.split(), args, strict=False)) | kwargs
+        sizes = [given[key] for key in ("kernel_size", "stride", "padding", "dilation", "ceil_mode")]
+        geometry = pool_geometry(len(args[0].est), *sizes)
+        include, divisor = given["count_include_pad"], given["divisor_override"]
+        kind = Kind(name[:3], count_include_pad=include, divisor=divisor)
+        return self.slide(layer, kind, geometry, args[0])
+
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        def run(x: Any, *rest: Any, **named: Any) -> Any:
+            return getattr(x, target)(*rest, **named)
+
+        return self.flatten(args[0], run, *args[1:]) if target == "flatten" else self.each(run, args, kwargs)
+
+    def slide(self, layer: str, kind: Kind, geometry: Sequence[Geometry], x: Fragments) -> Fragments:
+        """A window op, its strides removed where `chooses` says so."""
+        chosen = []
+        for axis, (g, step) in enumerate(zip(geometry, x.step, strict=True)):
+            self.met.append((layer, axis, step, g.stride))
+            chosen.append(g.stride > 1 and self.chooses(layer, axis, step, g.stride))
+        est = tuple(e * g.stride if c else e for e, g, c in zip(x.est, geometry, chosen, strict=True))
+        steps = tuple(s * g.stride for s, g in zip(x.step, geometry, strict=True))
+        return Fragments(convolved(kind, geometry, x, chosen, est), est, steps)
+
+    def flatten(self, x: Fragments, function: Any, *rest: Any) -> Fragments:
+        if self.window is None:
+            made: Fragments = self.each(function, (x, *rest), {})
+            return made
+        return Fragments(x.parts, x.est, x.step, flat=True)
+
+    def linear(self, x: Fragments, module: nn.Linear) -> Fragments:
+        """A Linear layer at every place of a map: the first after the flatten reads the whole window."""
+        channels = next(iter(x.parts.values())).shape[1]
+        assert self.window is not None
+        kernel = self.window if module.in_features > channels else (1,) * len(x.est)
+        weight = module.weight.reshape(module.out_features, channels, *kernel)
+        kind, geometry = Kind("conv", weight, module.bias), [Geometry(k) for k in kernel]
+        parts = convolved(kind, geometry, x, (False,) * len(x.est), x.est)
+        return Fragments(parts, x.est, x.step, flat=True)
+
+    def each(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Any other op, on every phase by itself."""
+        found: list[Fragments] = []
+        fx.node.map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, Fragments) else None)
+        if not found:
+            return function(*args, **kwargs)
+        first = found[0]
+        assert all(x.est == first.est for x in found), "maps on different lattices meet"
+        parts = {}
+        for phase in first.parts:
+
+            def own(a: Any, phase: Phase = phase) -> Any:
+                return a.parts[phase] if isinstance(a, Fragments) else a
+
+            values, named = fx.node.map_aggregate((args, kwargs), own)
+            parts[phase] = function(*values, **named)
+        return Fragments(parts, first.est, first.step, flat=any(x.flat for x in found))
+
+
+_MAX_ARGUMENTS = "input kernel_size stride padding dilation ceil_mode"
+_AVG_ARGUMENTS = "input kernel_size stride padding ceil_mode count_include_pad divisor_override"
+_POOL_DEFAULTS: dict[str, Any] = {
+    "stride": None,
+    "padding": 0,
+    "dilation": 1,
+    "ceil_mode": False,
+    "count_include_pad": True,
+    "divisor_override": None,
+}
+_POOLS = {getattr(F, f"{name}_pool{n}d"): f"{name}_pool{n}d" for name in ("max", "avg") for n in (1, 2, 3)}
+
+
+class Choice(NamedTuple):
+    """A choice as users make it: exactly one is given."""
+
+    start: str | None = None
+    layers: tuple[str, ...] | None = None
+    output_stride: int | None = None
+
+
+def run(model: nn.Module, x: Tensor, chooses: Chooses, window: tuple[int, ...] | None = None) -> Fragments:
+    """The output of the dense network, as fragments."""
+    one = (1,) * (x.dim() - 2)
+    made = FragmentInterpreter(model, chooses, window).run(Fragments({(0,) * len(one): x}, one, one))
+    assert isinstance(made, Fragments)
+    return made
+
+
+def original(model: nn.Module, x: Tensor, window: tuple[int, ...] | None = None) -> Tensor:
+    """What the fully convolutional original computes, its spatial axes kept."""
+    return run(model, x, lambda *_: False, window).dense()
+
+
+def dense(model: nn.Module, x: Tensor, choice: Choice, window: tuple[int, ...] | None = None) -> Fragments:
+    """The output of the dense network for a choice of layers."""
+    return run(model, x, rule(choice, window_ops(model, x, window)), window)
+
+
+def window_ops(model: nn.Module, x: Tensor, window: tuple[int, ...] | None = None) -> list[tuple[str, int, int, int]]:
+    """(layer, axis, step of the input, stride) for every window op of a model, in order."""
+    interpreter = FragmentInterpreter(model, lambda *_: False, window)
+    one = (1,) * (x.dim() - 2)
+    interpreter.run(Fragments({(0,) * len(one): x}, one, one))
+    return interpreter.met
+
+
+def rule(choice: Choice, met: Sequence[tuple[str, int, int, int]]) -> Chooses:
+    """Which strides go: DESIGN, section 4, "Choosing"."""
+
+    def named(layer: str, name: str) -> bool:
+        return layer == name or layer.startswith(f"{name}.")
+
+    if choice.start is not None:
+        least = {
+            axis: min(step for layer, at, step, _ in met if at == axis and named(layer, choice.start))
+            for axis in {at for layer, at, _, _ in met if named(layer, choice.start)}
+        }
+        return lambda layer, axis, step, stride: step >= least[axis]
+    if choice.output_stride is not None:
+        wanted = choice.output_stride
+        return lambda layer, axis, step, stride: step * stride > wanted
+    names = choice.layers or ()
+    return lambda layer, axis, step, stride: any(named(layer, name) for name in names)
