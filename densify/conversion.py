@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -180,13 +180,6 @@ def convert(
         ConversionError: the model cannot be traced, or ops in it have no meaning on a lattice (all are listed).
     """
     choice = Choice(start, None if layers is None else tuple(layers), output_stride)
-    for name, value, known in (("padding", padding, PADDINGS), ("head", head, HEADS), ("form", form, FORMS)):
-        if value not in known:
-            raise UsageError(f"{name}={value!r} is not one of {', '.join(known)}.")
-    if form == "fragments" and padding != "full":
-        raise UsageError(
-            f'form="fragments" needs complete phases, which padding="{padding}" does not make: use "full".'
-        )
     source = same_tensors(model) if share else copy.deepcopy(model)
     origin = Origin(tensors=digests(model.state_dict()))
     return build(source, Options(shape_of(example), choice, padding, head, form), origin, example)
@@ -265,6 +258,7 @@ class Conversion:
     """
 
     def __init__(self, model: nn.Module, options: Options, example: Example) -> None:
+        _check(options)
         self.options = options
         self._root = on_meta(model)
         self._graphs: dict[bool, fx.Graph] = {}
@@ -311,3 +305,14 @@ def _compiled(graph: fx.Graph) -> Callable[..., Any]:
     names: dict[str, Any] = dict(program.globals)
     exec(compile(program.src, "<dense network>", "exec"), names)
     return names["forward"]  # type: ignore[no-any-return]
+
+
+def _check(options: Options) -> None:
+    known: dict[str, Iterable[str]] = {"padding": PADDINGS, "head": HEADS, "form": FORMS}
+    for name, values in known.items():
+        if getattr(options, name) not in values:
+            raise UsageError(f"{name}={getattr(options, name)!r} is not one of {', '.join(values)}.")
+    if options.form == "fragments" and options.padding != "full":
+        raise UsageError(
+            f'form="fragments" needs complete phases, which padding="{options.padding}" does not make: use "full".'
+        )

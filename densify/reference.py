@@ -70,6 +70,17 @@ class ModelReference:
         return self.text.rpartition(":")[2]
 
     @property
+    def portable(self) -> str:
+        """The reference as a file may keep it: an absolute path would tell of this machine, and lead nowhere on
+        another. One under the working folder becomes relative, of any other the file's name is left."""
+        path, _, factory = self.text.rpartition(":")
+        if self.kind != "file" or not Path(path).is_absolute():
+            return self.text
+        here = Path.cwd()
+        known = Path(path).relative_to(here).as_posix() if Path(path).is_relative_to(here) else Path(path).name
+        return f"{known}:{factory}"
+
+    @property
     def advice(self) -> str | None:
         """What to know when the weights come from a file: the inputs' rescaling of torchvision's own GoogLeNet and
         Inception checkpoints is an argument, not a weight."""

@@ -372,3 +372,15 @@ def test_runs_code_looks_at_the_text_alone() -> None:
 def test_importing_this_module_does_not_import_torchvision() -> None:
     code = "import sys, densify.reference; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_file_keeps_no_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nets").mkdir()
+    path = tmp_path / "nets" / "net.py"
+    path.write_text("from torch import nn\ndef net():\n    return nn.Identity()\n")
+    monkeypatch.chdir(tmp_path)
+    assert resolve(f"{path}:net").portable == "nets/net.py:net"
+    assert resolve("nets/net.py:net").portable == "nets/net.py:net"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert resolve(f"{path}:net").portable == "net.py:net"

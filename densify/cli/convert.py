@@ -103,7 +103,9 @@ def _build(asked: Asked, found: ModelReference, options: Options, voice: o.Voice
     from densify.recipe import Origin, digests
 
     original = asked.build(found, voice)
-    origin = Origin(found.text, found.arguments, found.sha256, found.mean, found.std, digests(original.state_dict()))
+    origin = Origin(
+        found.portable, found.arguments, found.sha256, found.mean, found.std, digests(original.state_dict())
+    )
     voice.say("converting")
     return build(original, options, origin)
 
