@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -363,7 +364,13 @@ def test_ctrl_c_while_writing_leaves_nothing(out: Path, monkeypatch: pytest.Monk
 def test_a_real_signal(factory: str, status: int, nets: Path, out: Path) -> None:
     command = [sys.executable, "-m", "densify", "convert", f"{nets}:{factory}", "--init", "random", "--head-only"]
     done = subprocess.run(
-        [*command, "-o", str(out / "dense.pth")], capture_output=True, text=True, check=False, cwd=MODELS.parent
+        [*command, "-o", str(out / "dense.pth")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=MODELS.parent,
+        # Jobs in the background inherit an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert done.returncode == status
     assert done.stdout == ""
