@@ -6,8 +6,24 @@ A reader turns a node of a torch.fx or ONNX graph into one of these ops; a rule 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import Enum
+from fractions import Fraction
 
 from densify.lattice import Axis, DenseWindow, Lattice, Window
+
+
+class Layout(Enum):
+    """What a tensor of the original is.
+
+    Attributes:
+        MAP: [B, C, *spatial].
+        VECTOR: [B, K].
+        MIXED: its spatial axes were moved, or joined in one; such a tensor exists phase by phase only.
+    """
+
+    MAP = "map"
+    VECTOR = "vector"
+    MIXED = "mixed"
 
 
 @dataclass(frozen=True)
@@ -157,6 +173,24 @@ class Rows(Op):
 
 
 @dataclass(frozen=True)
+class Unflatten(Op):
+    """[B, C] -> [B, C, 1, ...]: a statistic gets its spatial axes back."""
+
+
+@dataclass(frozen=True)
+class Other(Op):
+    """An op without a rule of its own: it runs on every phase by itself, which is what law 3 says of it.
+
+    Attributes:
+        scales: per spatial axis, how many times as long its result is; 0 for a statistic of the whole axis.
+        layout: what its result is, see :class:`Layout`.
+    """
+
+    scales: tuple[Fraction, ...]
+    layout: Layout
+
+
+@dataclass(frozen=True)
 class Identity(Op):
     """What a rule puts in the place of an op that the dense network leaves out."""
 
@@ -168,11 +202,7 @@ class ShapeOf(Op):
 
 @dataclass(frozen=True)
 class Unsupported(Op):
-    """An op that no reader knows or that has no meaning on a lattice.
-
-    `keeps_size` says that its result has the size of its first input: then it may stay where nothing was changed.
-    """
+    """An op that has no meaning on a lattice, or must not be rewritten."""
 
     reason: str
     remedy: str
-    keeps_size: bool = False

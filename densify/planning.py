@@ -11,7 +11,19 @@ from math import prod
 
 from densify.errors import ConversionError, Refusal, RefusedError
 from densify.lattice import Axis, Lattice
-from densify.ops import AdaptivePool, Channelwise, Flatten, GlobalPool, Identity, Join, Map, Op, Pointwise, Windowed
+from densify.ops import (
+    AdaptivePool,
+    Channelwise,
+    Flatten,
+    GlobalPool,
+    Identity,
+    Join,
+    Layout,
+    Map,
+    Op,
+    Pointwise,
+    Windowed,
+)
 from densify.rules import Refused, rewrite
 
 HEADS = ("dense", "average", "features", "cam")
@@ -31,6 +43,7 @@ class Site:
         shape: shape of its result in the original, or None where that is no tensor.
         where: source file and line, where known.
         work: multiply-additions per output sample and image.
+        layout: what its result is in the original.
     """
 
     key: str
@@ -41,6 +54,7 @@ class Site:
     shape: tuple[int, ...] | None
     where: str = ""
     work: int = 0
+    layout: Layout = Layout.MAP
 
 
 @dataclass(frozen=True)
@@ -166,6 +180,7 @@ def walk(
         steps[key] = Step(site, op, sources, result)
         if sizes is None:
             _agrees(site, result)
+    refusals += _mixed_outputs(network, steps)
     if refusals:
         raise RefusedError(tuple(refusals))
     return Plan(network, steps, chosen, padding, head)
@@ -212,9 +227,20 @@ def _makes_window(network: Network, site: Site, op: AdaptivePool) -> bool:
     return False
 
 
+def _mixed_outputs(network: Network, steps: Mapping[str, Step]) -> list[Refusal]:
+    """Outputs whose spatial axes are nowhere to be put."""
+    found = []
+    for name, key in network.outputs.items():
+        step = steps.get(key)
+        if step is not None and step.site.layout is Layout.MIXED and not step.map.untouched:
+            reason = f'it makes the output "{name}", whose spatial axes are not those of a map [B, C, *spatial]'
+            found.append(Refusal(step.site.layer, reason, "Return the map itself.", step.site.where))
+    return found
+
+
 def _agrees(site: Site, result: Map) -> None:
     """The rules' sizes must be those that were traced."""
-    if site.shape is None or result.collapsed or result.pooled:
+    if site.shape is None or site.layout is not Layout.MAP or result.collapsed or result.pooled:
         return
     sizes = tuple(axis.size for axis in result.axes)
     if site.shape[len(site.shape) - len(sizes) :] != sizes:

@@ -13,6 +13,7 @@ from densify.layers.phases import (
     space_to_batch,
     tile,
     to_rows,
+    vectors,
 )
 from densify.layers.windows import counts, eavg_pool, econv, emax_pool, spatial_sizes
 
@@ -34,4 +35,5 @@ __all__ = [
     "spatial_sizes",
     "tile",
     "to_rows",
+    "vectors",
 ]

@@ -68,6 +68,11 @@ def from_rows(rows: Tensor, like: Tensor) -> Tensor:
     return rows.reshape(like.shape[0], *like.shape[2:], rows.shape[1]).movedim(-1, 1)
 
 
+def vectors(x: Tensor) -> Tensor:
+    """[B, K, 1, ...] -> [B, K]: a statistic as the original has it."""
+    return x.flatten(1)
+
+
 def align(maps: Sequence[Tensor], starts: Sequence[Sequence[int]]) -> list[Tensor]:
     """Crop maps to the samples that all have: `starts` leading ones go, then what is longer than the shortest."""
     for axis in range(len(starts[0])):

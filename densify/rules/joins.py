@@ -38,7 +38,7 @@ def _meet(axes: tuple[Axis, ...], padding: str) -> Axis:
     if spreads(axes) or (strides == {1} and len(sizes) == 2 and min(sizes) == 1):
         return _spread(axes, padding)
     if len(strides) > 1 or len({axis.pitch for axis in axes}) > 1:
-        raise _apart(axes)
+        raise apart(axes)
     if len(sizes) > 1:
         raise Refused(f"its operands have {' and '.join(map(str, sorted(sizes)))} samples", "Join maps of one size")
     offset = min(axis.lattice.offset for axis in axes)
@@ -61,7 +61,8 @@ def spreads(axes: tuple[Axis, ...]) -> bool:
     return any(axis.statistic for axis in axes) and not all(axis.statistic for axis in axes)
 
 
-def _apart(axes: tuple[Axis, ...]) -> Refused:
+def apart(axes: tuple[Axis, ...]) -> Refused:
+    """The refusal of operands that lie on different lattices."""
     steps = " and ".join(sorted({f"eST {axis.lattice.stride} (step {axis.pitch})" for axis in axes}))
     return Refused(f"its operands lie on different lattices: {steps}", "Choose the layers on all branches")
 
@@ -70,10 +71,10 @@ def _spread(axes: tuple[Axis, ...], padding: str) -> Axis:
     """A map and a statistic of it: phase r of the map takes the statistic of phase r, which is tiling."""
     wide = max(axes, key=lambda axis: (not axis.statistic, axis.size))
     if len({axis.lattice.stride for axis in axes}) > 1:
-        raise _apart(axes)
+        raise apart(axes)
     if wide.lattice.stride > 1:
         if len({axis.pitch for axis in axes}) > 1:
-            raise _apart(axes)
+            raise apart(axes)
         if padding != "full":
             raise Refused(
                 f'it joins a map with a statistic; with padding="{padding}" phases are incomplete', 'Use "full"'

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from densify.ops import Channelwise, Map, Op, Pointwise, Rows, ShapeOf, Unsupported
 from densify.rules.registry import Refused, Rewrite, rule
 
@@ -41,7 +39,5 @@ def rows(op: Op, source: Map, *, padding: str) -> Rewrite:
 
 @rule(Unsupported)
 def unsupported(op: Unsupported, *sources: Map, padding: str) -> Rewrite:
-    """Refuse, with the reader's reason, unless nothing here was changed and the map keeps its size."""
-    if op.keeps_size and all(source.untouched for source in sources):
-        return Rewrite(op, sources[0].with_axes(tuple(replace(axis, field=None) for axis in sources[0].axes)))
+    """Refuse, with the reader's reason."""
     raise Refused(op.reason, op.remedy)

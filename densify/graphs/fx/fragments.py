@@ -41,14 +41,21 @@ def _windowed(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
 
 
 def _phase_wise(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
-    """Fragments are phases already; a vector per image keeps axes of size 1."""
-    made = writer.copy(node)
+    """Fragments are phases already; a vector per image keeps axes of size 1, which the op itself does not know."""
+    vectors = {
+        key: writer.call(layers.vectors, writer.space(writer.by_name[key]))
+        for key, source in zip(step.site.inputs, step.sources, strict=True)
+        if source.collapsed
+    }
+    made = writer.copy(node, **vectors)
     ones = (1,) * len(step.map.axes)
     return writer.call(layers.batch_to_space, made, ones) if step.map.collapsed else made
 
 
-def _shape_of(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+def _shape_of(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node | None:
     """Fragments have the original's sizes."""
+    if not step.sources[0].collapsed:
+        return writer.copy(node)
     return shape_of(writer, node, step, (1,) * len(step.sources[0].axes))
 
 

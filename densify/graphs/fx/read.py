@@ -3,65 +3,132 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fractions import Fraction
 from math import prod
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from densify.errors import ConversionError
-from densify.graphs.fx import readers as readers  # importing them registers them
+from densify.graphs.fx.readers import shape_of  # importing the readers registers them
 from densify.graphs.fx.registry import Call, kind, reader_of
-from densify.graphs.fx.trace import source_line
-from densify.ops import Conv, Linear, Op, ShapeOf, Unsupported
+from densify.graphs.fx.trace import probe, source_line
+from densify.ops import Conv, Flatten, Layout, Linear, Op, Other, Rows, ShapeOf, Unsupported
 from densify.planning import Network, Site
 
 
 def network(graph: fx.Graph, root: nn.Module, *, training: bool) -> Network:
-    """Describe a traced graph; `root` is the module tree that it was traced from."""
-    sites: dict[str, Site] = {}
-    maps: set[fx.Node] = set()
-    names: dict[str, int] = {}
+    """Describe a traced graph; `root` is the module tree that it was traced from, on the meta device."""
+    reader = _Reader(graph, root)
     for node in graph.nodes:
+        reader.visit(node)
+    return Network(reader.sites, outputs(graph, reader.layouts), training)
+
+
+class _Reader:
+    """Walks a graph and remembers, for every tensor that depends on the image, what it is."""
+
+    def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
+        self.root = root
+        self.doubled = probe(graph, root)
+        self.sites: dict[str, Site] = {}
+        self.layouts: dict[fx.Node, Layout] = {}
+        self.sizes: dict[fx.Node, tuple[int, ...]] = {}  # the original's, per spatial axis
+        self.names: dict[str, int] = {}
+
+    def visit(self, node: fx.Node) -> None:
         if "constant" in node.meta:
             raise ConversionError(
                 f"{node.meta['owner'] or 'the model'} ({source_line(node)}): its forward makes a constant tensor, "
                 "which has no name in the state_dict. Make it once in __init__ with register_buffer(persistent=False)."
             )
-        inputs = tuple(dict.fromkeys(n for n in node.all_input_nodes if n in maps))
-        if node.op == "output" or not (inputs or (node.op == "placeholder" and _is_image(node.meta["value"]))):
-            continue
-        call = Call(node, root.get_submodule(str(node.target)) if node.op == "call_module" else None, inputs)
-        op = None if node.op == "placeholder" else read(call)
-        value = node.meta["value"]
-        if not isinstance(op, ShapeOf):
-            if not _holds_tensors(value):
-                continue
-            maps.add(node)
-        sites[node.name] = Site(
+        inputs = tuple(dict.fromkeys(n for n in node.all_input_nodes if n in self.layouts))
+        value: Any = node.meta.get("value")
+        if node.op == "output" or not (inputs or (node.op == "placeholder" and _is_image(value))):
+            return
+        call = Call(node, self.root.get_submodule(str(node.target)) if node.op == "call_module" else None, inputs)
+        op = None
+        if node.op == "placeholder":
+            self._remember(node, Layout.MAP, tuple(value.shape[2:]))
+        else:
+            if not (_holds_tensors(value) or reader_of(call) is shape_of):
+                return
+            op = self.read(call)
+            if not isinstance(op, ShapeOf):
+                self._place(call, op)
+        self.sites[node.name] = Site(
             key=node.name,
-            layer=_layer_name(call, names),
+            layer=_layer_name(call, self.names),
             kind=kind(call),
             op=op,
             inputs=tuple(n.name for n in inputs),
             shape=tuple(value.shape) if isinstance(value, Tensor) else None,
             where=source_line(node),
             work=_work(call, op),
+            layout=self.layouts[node if node in self.layouts else inputs[0]],
         )
-    return Network(sites, outputs(graph, maps), training)
 
+    def read(self, call: Call) -> Op:
+        """The description of one node's op."""
+        if call.module is not None and (call.module._forward_pre_hooks or call.module._forward_hooks):
+            return Unsupported(
+                "the module has forward hooks, which a rewritten layer would leave out",
+                "Remove them (torch.nn.utils.remove_weight_norm and the like), or use torch.nn.utils.parametrizations",
+            )
+        reader = reader_of(call)
+        layouts = {self.layouts[node] for node in call.maps}
+        before = call.maps[0]
+        pieces = not isinstance(before.meta["value"], Tensor) and isinstance(self.sites[before.name].op, Other)
+        known = reader is shape_of or (reader is not None and Layout.MIXED not in layouts and not pieces)
+        op = reader(call) if known and reader is not None else None
+        if op is not None:
+            return op
+        if layouts == {Layout.VECTOR} and isinstance(call.result, Tensor) and call.result.dim() == 2:
+            return Rows()
+        layout, sizes = self._found(call.node, self.sizes[before])
+        return Other(tuple(Fraction(n, max(m, 1)) for n, m in zip(sizes, self.sizes[before], strict=True)), layout)
 
-def read(call: Call) -> Op:
-    """The description of one node's op."""
-    reader = reader_of(call)
-    if call.module is not None and (call.module._forward_pre_hooks or call.module._forward_hooks):
-        return Unsupported(
-            "the module has forward hooks, which a rewritten layer would leave out",
-            "Remove them (torch.nn.utils.remove_weight_norm and the like), or use torch.nn.utils.parametrizations",
-        )
-    if reader is not None:
-        return reader(call)
-    same = isinstance(call.result, Tensor) and call.result.shape[2:] == call.source.shape[2:]
-    return Unsupported(f"there is no rule for {kind(call)}", "Choose layers behind it", keeps_size=same)
+    def _place(self, call: Call, op: Op) -> None:
+        """Remember what the result of a node is."""
+        node, before = call.node, self.sizes[call.maps[0]]
+        if isinstance(op, Other):
+            sizes = tuple(int(n * scale) for n, scale in zip(before, op.scales, strict=True))
+            self._remember(node, op.layout, sizes)
+            return
+        first = node.meta["value"] if isinstance(node.meta["value"], Tensor) else node.meta["value"][0]
+        count = len(before)
+        if isinstance(op, Flatten | Linear | Rows) or (first.dim() == 2 and count > 0):
+            self._remember(node, Layout.VECTOR, (1,) * count if not isinstance(op, Flatten) else before)
+        else:
+            self._remember(node, Layout.MAP, tuple(first.shape[-count:]))
+
+    def _remember(self, node: fx.Node, layout: Layout, sizes: tuple[int, ...]) -> None:
+        self.layouts[node], self.sizes[node] = layout, sizes
+
+    def _found(self, node: fx.Node, before: tuple[int, ...]) -> tuple[Layout, tuple[int, ...]]:
+        """What an unknown op's result is, and its sizes (0 where it is a statistic of that axis).
+
+        Which axis follows the image's is seen at other image sizes; where the model takes none, a tensor of the same
+        rank and size counts as a map.
+        """
+        count, value = len(before), node.meta["value"]
+        first = value if isinstance(value, Tensor) else value[0]
+        shape = tuple(first.shape)
+        doubled = self.doubled.get(node.name)
+        if doubled is None or not isinstance(value, Tensor):
+            if len(shape) == 2 + count and shape[2:] == before:
+                return Layout.MAP, before
+            return (Layout.VECTOR, (0,) * count) if len(shape) == 2 else (Layout.MIXED, before)
+        moving = [[d for d, size in enumerate(shape) if other[d] != size] for other in doubled]
+        if not any(moving):
+            if len(shape) == 2:
+                return Layout.VECTOR, (0,) * count
+            if len(shape) == 2 + count and set(shape[2:]) == {1}:
+                return Layout.MAP, (0,) * count
+            return Layout.MIXED, before
+        if moving == [[2 + axis] for axis in range(count)] and len(shape) == 2 + count:
+            return Layout.MAP, shape[2:]
+        return Layout.MIXED, before
 
 
 def outputs(graph: fx.Graph, maps: Iterable[fx.Node]) -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""Readers of torch's ops: modules, functions and tensor methods alike."""
+"""Readers of torch's ops: modules, functions and tensor methods alike.
+
+A reader that answers None says that it has no rule for this use: then the op runs phase by phase.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ from densify.ops import (
     Op,
     Pointwise,
     ShapeOf,
+    Unflatten,
     Unsupported,
 )
 
@@ -35,11 +39,11 @@ def _each(value: Any, count: int) -> list[Any]:
 
 
 @reads(nn.Conv1d, nn.Conv2d, nn.Conv3d, F.conv1d, F.conv2d, F.conv3d)
-def conv(call: Call) -> Op:
+def conv(call: Call) -> Op | None:
     names = "input weight bias stride padding dilation groups"
     given = call.value(call.arguments(names, stride=1, padding=0, dilation=1))
     if getattr(call.module, "padding_mode", "zeros") != "zeros":
-        return Unsupported("there is no rule for padding_mode other than zeros", "Choose layers behind it")
+        return None
     count = call.spatial
     kernel = given["weight"].shape[2:]
     strides, dilations = _each(given["stride"], count), _each(given["dilation"], count)
@@ -67,22 +71,22 @@ def _pool_windows(given: dict[str, Any], count: int) -> tuple[Window, ...]:
 
 @reads(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d)
 @reads(torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)
-def max_pool(call: Call) -> Op:
+def max_pool(call: Call) -> Op | None:
     names = "input kernel_size stride padding dilation ceil_mode return_indices"
     given = call.value(call.arguments(names, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False))
     if given["return_indices"]:
-        return Unsupported("there is no rule for a max pooling that returns indices", "Choose layers behind it")
+        return None
     return MaxPool(_pool_windows(given, call.spatial))
 
 
 @reads(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
-def avg_pool(call: Call) -> Op:
+def avg_pool(call: Call) -> Op | None:
     names = "input kernel_size stride padding ceil_mode count_include_pad divisor_override"
     written = call.arguments(names, stride=None, padding=0, ceil_mode=False, count_include_pad=True)
     if any(isinstance(size, fx.Node) for size in _each(written["kernel_size"], 1)):
         if tuple(_each(call.value(written["kernel_size"]), call.spatial)) == tuple(call.source.shape[2:]):
             return GlobalPool()
-        return Unsupported("the kernel's size depends on the input's size", "Choose layers behind it")
+        return None
     given = call.value(written) | {"dilation": 1}
     windows = _pool_windows(given, call.spatial)
     return AvgPool(windows, count_include_pad=bool(given["count_include_pad"]), divisor=given.get("divisor_override"))
@@ -93,15 +97,15 @@ _ADAPTIVE = [f"{kind}{n}" for kind in ("AvgPool", "MaxPool") for n in (1, 2, 3)]
 
 @reads(*(getattr(nn, f"Adaptive{name}d") for name in _ADAPTIVE))
 @reads(*(getattr(F, f"adaptive_{kind}_pool{n}d") for kind in ("avg", "max") for n in (1, 2, 3)))
-def adaptive_pool(call: Call) -> Op:
+def adaptive_pool(call: Call) -> Op | None:
     if not isinstance(call.result, Tensor):
-        return Unsupported("there is no rule for a pooling that returns indices", "Choose layers behind it")
+        return None
     sizes = tuple(call.result.shape[2:])
     return GlobalPool() if prod(sizes) == 1 else AdaptivePool(sizes)
 
 
 @reads(*everywhere("mean sum amax amin"))
-def reduction(call: Call) -> Op:
+def reduction(call: Call) -> Op | None:
     given = call.value(call.arguments("input dim keepdim", dim=None, keepdim=False))
     rank = call.source.dim()
     dims = {d % rank for d in _each(given["dim"], 1)} if given["dim"] is not None else set(range(rank))
@@ -109,24 +113,26 @@ def reduction(call: Call) -> Op:
         return GlobalPool(keepdim=bool(given["keepdim"]))
     if dims == {1} and given["keepdim"]:
         return Channelwise()
-    return Unsupported(f"there is no rule for a reduction over the axes {sorted(dims)}", "Choose layers behind it")
+    return None
 
 
 @reads(nn.Flatten, torch.flatten, torch.reshape, torch.squeeze, "flatten", "view", "reshape", "squeeze")
-def reshape(call: Call) -> Op:
+def reshape(call: Call) -> Op | None:
     before, after = tuple(call.source.shape), tuple(call.result.shape)
     if after == before:
         return Pointwise()
     if after == (before[0], prod(before[1:])):
         return Flatten()
-    return Unsupported(f"there is no rule for reshaping {before} to {after}", "Choose layers behind it")
+    if len(before) == 2 and after[:2] == before and set(after[2:]) == {1}:
+        return Unflatten()
+    return None
 
 
 @reads(nn.Linear, F.linear)
-def linear(call: Call) -> Op:
+def linear(call: Call) -> Op | None:
     if call.source.dim() == 2:
         return Linear()
-    return Unsupported("a Linear layer on a map that was not flattened", "Choose layers behind it")
+    return None
 
 
 _ELEMENTWISE = (
@@ -147,48 +153,44 @@ _OPERATORS = "add sub mul truediv iadd isub imul itruediv neg pow"
 @reads(*everywhere(_ELEMENTWISE), *(getattr(nn, name) for name in _MODULES.split()), "contiguous", "to", "float")
 @reads("torchvision.ops.stochastic_depth.stochastic_depth")
 @reads(*everywhere(_ARITHMETIC), *(getattr(operator, name) for name in _OPERATORS.split()))
-def elementwise(call: Call) -> Op:
+def elementwise(call: Call) -> Op | None:
     if len(call.maps) > 1:
         return Join()
     others = [n.meta["value"] for n in call.node.all_input_nodes if n not in call.maps]
     tensors = [other for other in others if isinstance(other, Tensor) and other.dim() > 0]
     rank = call.source.dim()
     if any(size > 1 for other in tensors for size in other.shape[max(2 - rank + other.dim(), 0) :] if rank > 2):
-        return Unsupported(
-            "it combines the map with a tensor that has spatial extent of its own",
-            "Choose layers behind it",
-            keeps_size=call.result.shape == call.source.shape,
-        )
+        return None
     return Channelwise() if tensors or isinstance(call.module, nn.PReLU) else Pointwise()
 
 
 @reads(torch.cat, torch.concat)
-def cat(call: Call) -> Op:
+def cat(call: Call) -> Op | None:
     given = call.value(call.arguments("tensors dim", dim=0))
     if given["dim"] % call.source.dim() == 1 and len(call.maps) == len(given["tensors"]):
         return Join()
     if len(set(call.node.args[0])) < len(call.node.args[0]) and given["dim"] % call.source.dim() == 1:  # type: ignore[arg-type]
         return Join()
-    return Unsupported("there is no rule for a concatenation along this axis", "Choose layers behind it")
+    return None
 
 
 @reads(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, F.batch_norm)
 @reads(nn.LocalResponseNorm, nn.CrossMapLRN2d, F.local_response_norm)
-def across_channels(call: Call) -> Op:
+def across_channels(call: Call) -> Op | None:
     return Channelwise()
 
 
 @reads(nn.Softmax, nn.LogSoftmax, *everywhere("softmax log_softmax"))
-def softmax(call: Call) -> Op:
+def softmax(call: Call) -> Op | None:
     given = call.value(call.arguments("input dim", dim=None))
     dim = given["dim"] if given["dim"] is not None else 1
     if dim % call.source.dim() == 1:
         return Channelwise()
-    return Unsupported("there is no rule for a softmax over space", "Choose layers behind it")
+    return None
 
 
 @reads(operator.getitem)
-def getitem(call: Call) -> Op:
+def getitem(call: Call) -> Op | None:
     """An entry of a tuple of maps, or some of the channels: x[:, 0], x[:, 2:4]."""
     if not isinstance(call.maps[0].meta["value"], Tensor):
         return Pointwise()
@@ -196,25 +198,30 @@ def getitem(call: Call) -> Op:
     entries = list(index) if isinstance(index, tuple) else [index]
     if all(entry == slice(None) for entry in [*entries[:1], *entries[2:]]):
         return Channelwise()
-    return Unsupported("there is no rule for an index into space", "Choose layers behind it")
+    return None
 
 
 @reads(torch.chunk, torch.split, "chunk", "split")
-def pieces(call: Call) -> Op:
+def pieces(call: Call) -> Op | None:
     given = call.value(call.arguments("input size dim", dim=0))
     if given["dim"] % call.source.dim() == 1:
         return Channelwise()
-    return Unsupported("there is no rule for cutting along this axis", "Choose layers behind it")
+    return None
 
 
 @reads(torch.unsqueeze, "unsqueeze")
-def unsqueeze(call: Call) -> Op:
+def unsqueeze(call: Call) -> Op | None:
     """A channel axis put back, as Inception's transform_input does: x[:, 0].unsqueeze(1)."""
     if call.value(call.arguments("input dim"))["dim"] == 1:
         return Channelwise()
-    return Unsupported("there is no rule for adding an axis here", "Choose layers behind it")
+    return None
+
+
+@reads(nn.FractionalMaxPool2d, nn.FractionalMaxPool3d, F.fractional_max_pool2d, F.fractional_max_pool3d)
+def random_regions(call: Call) -> Op | None:
+    return Unsupported("its regions are random, so there is no original to be equal to", "Use another pooling")
 
 
 @reads(getattr, "size", "dim")
-def shape_of(call: Call) -> Op:
+def shape_of(call: Call) -> Op | None:
     return ShapeOf()

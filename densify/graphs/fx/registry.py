@@ -1,6 +1,6 @@
 """The table from torch callables to readers, and how a node's arguments are looked at.
 
-A reader is a function ``(call) -> Op``, registered for the callables, module classes and method names it reads.
+A reader is a function ``(call) -> Op | None``, registered for the callables, module classes and method names it reads.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Call:
         return self.source.dim() - 2
 
 
-Reader = Callable[[Call], Op]
+Reader = Callable[[Call], Op | None]
 _READERS: dict[Any, Reader] = {}
 
 

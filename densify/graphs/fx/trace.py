@@ -98,13 +98,13 @@ class ExampleProxy(fx.Proxy):
         return len(self.value)
 
     def __int__(self) -> int:
-        return int(self.tracer.decide(self, self.value))
+        return int(self.tracer.decide(self, int(self.value)))
 
     def __index__(self) -> int:
-        return operator.index(self.tracer.decide(self, self.value))
+        return int(self.tracer.decide(self, operator.index(self.value)))
 
     def __float__(self) -> float:
-        return float(self.tracer.decide(self, self.value))
+        return float(self.tracer.decide(self, float(self.value)))
 
     def __ceil__(self) -> Any:
         return self.tracer.create_proxy("call_function", math.ceil, (self,), {})
@@ -199,11 +199,9 @@ class ExampleTracer(fx.Tracer):
             return type(a)(*(self.create_arg(item) for item in a))
         return super().create_arg(a)
 
-    def decide(self, proxy: ExampleProxy, value: Any) -> Any:
+    def decide(self, proxy: ExampleProxy, value: int | float | bool) -> int | float | bool:
         """Take the example's value, and record the guard that holds other inputs to it."""
-        if isinstance(value, int | float | bool):
-            place = source_line(proxy.node)
-            self.create_proxy("call_function", guard, (proxy, value, place), {})
+        self.create_proxy("call_function", guard, (proxy, value, source_line(proxy.node)), {})
         return value
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -234,10 +232,47 @@ def guard(value: Any, expected: Any, place: str) -> None:
     Raises:
         ConversionError: the input takes another way through the model than the example did.
     """
-    if isinstance(expected, bool):
-        value = bool(value)
+    value = type(expected)(value)
     if value != expected:
         raise ConversionError(
             f"this input takes another way through the model than the example that it was converted with: the "
             f"condition at {place} was {expected} and is {value}. Convert with an example of this size."
         )
+
+
+def probe(graph: fx.Graph, root: nn.Module) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """How the shapes of a graph's tensors follow the image's: per node its shape with each spatial axis doubled.
+
+    Nodes that do not run at another size than the example's are left out, and what depends on them.
+
+    Args:
+        graph: as :func:`trace` made it.
+        root: the module tree on the meta device.
+    """
+    image = next(node.meta["value"] for node in graph.nodes if node.op == "placeholder")
+    found: list[dict[str, tuple[int, ...]]] = []
+    for axis in range(2, image.dim()):
+        shape = [size * 2 if dim == axis else size for dim, size in enumerate(image.shape)]
+        found.append(_shapes(graph, root, torch.empty(shape, dtype=image.dtype, device="meta")))
+    common = set.intersection(*(set(one) for one in found))
+    return {name: tuple(one[name] for one in found) for name in common}
+
+
+def _shapes(graph: fx.Graph, root: nn.Module, image: Tensor) -> dict[str, tuple[int, ...]]:
+    values: dict[fx.Node, Any] = {}
+    runner = fx.Interpreter(fx.GraphModule(nn.Module(), fx.Graph()))
+    runner.module = root
+    placed = False
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            values[node], placed = (node.meta["value"] if placed else image), True
+            continue
+        if node.op == "output" or node.target is guard or any(source not in values for source in node.all_input_nodes):
+            continue
+        args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+        try:
+            with torch.no_grad(), torch.device("meta"):
+                values[node] = getattr(runner, node.op)(node.target, args, kwargs)
+        except Exception:  # a size that the model does not take: what hangs on this node stays unknown
+            continue
+    return {node.name: tuple(value.shape) for node, value in values.items() if isinstance(value, Tensor)}

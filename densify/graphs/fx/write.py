@@ -16,6 +16,7 @@ from densify.ops import (
     GlobalPool,
     Identity,
     Join,
+    Layout,
     Map,
     MaxPool,
     Op,
@@ -38,12 +39,13 @@ class Writer:
         full: the network as read, before a head option cut it.
     """
 
-    writers: ClassVar[Mapping[type[Op], Callable[[Any, fx.Node, Step, Any], fx.Node]]] = {}
+    writers: ClassVar[Mapping[type[Op], Callable[[Any, fx.Node, Step, Any], fx.Node | None]]] = {}
 
     def __init__(self, graph: fx.Graph, root: nn.Module, full: Network, plan: Plan) -> None:
         self.old, self.root, self.full, self.plan = graph, root, full, plan
         self.new = fx.Graph()
-        self.env: dict[fx.Node, fx.Node] = {}
+        self.env: dict[fx.Node, fx.Node] = {}  # tensors in the form in which the dense network has them
+        self.fragments: dict[fx.Node, fx.Node] = {}  # the same with phases in the batch, where made or asked for
         self.by_name = {node.name: node for node in graph.nodes}
         self.sizes: dict[str, Any] = {}
 
@@ -53,36 +55,71 @@ class Writer:
 
     def run(self) -> fx.Graph:
         """The dense network's graph."""
+        cut: set[fx.Node] = set()  # what a head option leaves out, and what only that needs
         for node in self.old.nodes:
+            step = self.plan.steps.get(node.name)
             if node.op == "output":
                 self.output(node)
+            elif (step is None and node.name in self.full.sites) or any(s in cut for s in node.all_input_nodes):
+                cut.add(node)
+            elif step is not None and step.op is not None:
+                self.site(node, step)
             elif all(source in self.env for source in node.all_input_nodes):
-                step = self.plan.steps.get(node.name)
-                if step is None and node.name in self.full.sites:
-                    continue  # cut off by a head option
-                self.env[node] = self.copy(node) if step is None or step.op is None else self.site(node, step)
+                self.env[node] = self.copy(node)
+            elif _is_impure(node):
+                self.fragment(node)
         self.new.eliminate_dead_code(is_impure_node=_is_impure)
         self.new.lint()
         return self.new
 
     def copy(self, node: fx.Node, **replaced: fx.Node) -> fx.Node:
         """The node as it is; `replaced` maps names of its inputs to other new nodes."""
-        return self.new.node_copy(node, lambda source: replaced.get(source.name, self.env[source]))
+        return self.new.node_copy(
+            node, lambda source: replaced[source.name] if source.name in replaced else self.space(source)
+        )
+
+    def space(self, node: fx.Node) -> fx.Node:
+        """A tensor in the form in which the dense network has it."""
+        if node not in self.env:
+            self.env[node] = self.call(
+                layers.batch_to_space, self.fragments[node], est_of(self.plan.steps[node.name].map)
+            )
+        return self.env[node]
+
+    def fragment(self, node: fx.Node) -> fx.Node:
+        """A tensor with its phases in the batch, or what a program computes from the shape of such a tensor."""
+        if node not in self.fragments:
+            step = self.plan.steps.get(node.name)
+            if step is not None and not isinstance(step.op, ShapeOf):
+                self.fragments[node] = self._into_fragments(node, step.map)
+            elif any(source.name in self.plan.steps for source in _ancestors(node)):
+                self.fragments[node] = self.new.node_copy(node, self.fragment)
+            else:
+                self.fragments[node] = self.env[node]
+        return self.fragments[node]
+
+    def _into_fragments(self, node: fx.Node, one: Map) -> fx.Node:
+        made = self.env[node]
+        if set(est_of(one)) != {1}:
+            made = self.call(layers.space_to_batch, made, est_of(one))
+        return self.call(layers.vectors, made) if one.collapsed else made
 
     def call(self, function: Callable[..., Any], *args: Any) -> fx.Node:
         return self.new.call_function(function, args)
 
-    def site(self, node: fx.Node, step: Step) -> fx.Node:
+    def site(self, node: fx.Node, step: Step) -> None:
         op = step.op
         assert op is not None
-        return self.writers.get(type(op), unchanged)(self, node, step, op)
+        made = self.writers.get(type(op), unchanged)(self, node, step, op)
+        if made is not None:
+            self.env[node] = made
 
     def original_sizes(self, key: str) -> Any:
         """A node that computes the original's spatial sizes of a map, made where it is first asked for."""
         if key not in self.sizes:
             step = self.plan.steps[key]
             if step.op is None:
-                made: Any = self.call(layers.spatial_sizes, self.env[self.by_name[key]])
+                made: Any = self.call(layers.spatial_sizes, self.space(self.by_name[key]))
             elif isinstance(step.op, DenseWindowed):
                 made = self.call(layers.counts, self.original_sizes(step.site.inputs[0]), step.op.windows)
             elif isinstance(step.op, PhaseWise) and isinstance(step.op.op, GlobalPool):
@@ -100,8 +137,8 @@ class Writer:
         def place(source: fx.Node) -> fx.Node:
             kept = moved.get(source, source)
             if kept.name not in self.plan.steps:
-                return self.env[kept]
-            made = self.finish(self.env[kept], self.plan.steps[kept.name])
+                return self.space(kept)
+            made = self.finish(self.space(kept), self.plan.steps[kept.name])
             if source in moved and self.plan.head == "average":
                 return self.call(layers.average, made, len(self.plan.steps[kept.name].map.axes))
             return made
@@ -115,6 +152,16 @@ def _is_impure(node: fx.Node) -> bool:
     return node.op in ("placeholder", "output") or name in ("guard", "_assert") or name.endswith("_")
 
 
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    found, stack = set(), list(node.all_input_nodes)
+    while stack:
+        current = stack.pop()
+        if current not in found:
+            found.add(current)
+            stack.extend(current.all_input_nodes)
+    return found
+
+
 def est_of(source: Map) -> tuple[int, ...]:
     return tuple(axis.lattice.stride for axis in source.axes)
 
@@ -124,12 +171,12 @@ def unchanged(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
 
 
 def identity(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
-    return writer.env[writer.by_name[step.site.inputs[0]]]
+    return writer.space(writer.by_name[step.site.inputs[0]])
 
 
 def rows(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     source = step.site.inputs[0]
-    x = writer.env[writer.by_name[source]]
+    x = writer.space(writer.by_name[source])
     return writer.call(layers.from_rows, writer.copy(node, **{source: writer.call(layers.to_rows, x)}), x)
 
 
@@ -138,7 +185,7 @@ def windowed(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     linear = isinstance(op.op, Conv) and op.op.linear
     if all(window.untouched for window in op.windows) and not linear:
         return writer.copy(node)
-    x = writer.env[writer.by_name[step.site.inputs[0]]]
+    x = writer.space(writer.by_name[step.site.inputs[0]])
     if isinstance(op.op, Conv):
         return _conv(writer, node, op, x)
     pool = (op.windows, op.op.count_include_pad, op.op.divisor) if isinstance(op.op, AvgPool) else (op.windows,)
@@ -151,7 +198,7 @@ def _conv(writer: Writer, node: fx.Node, op: DenseWindowed, x: fx.Node) -> fx.No
     module = writer.root.get_submodule(str(node.target)) if node.op == "call_module" else None
     given = Call(node, module, ()).arguments(_CONV_ARGUMENTS, bias=None, groups=1)
     if module is None:
-        weight, bias = (fx.map_arg(given[name], lambda source: writer.env[source]) for name in ("weight", "bias"))
+        weight, bias = (fx.map_arg(given[name], lambda source: writer.space(source)) for name in ("weight", "bias"))
     else:
         weight = writer.new.create_node("get_attr", f"{node.target}.weight")
         bias = writer.new.create_node("get_attr", f"{node.target}.bias") if given["bias"] is not None else None
@@ -161,14 +208,17 @@ def _conv(writer: Writer, node: fx.Node, op: DenseWindowed, x: fx.Node) -> fx.No
     return writer.call(layers.econv, x, weight, bias, op.windows, given["groups"])
 
 
-def _phase_wise(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
-    key, source = step.site.inputs[0], step.sources[0]
-    est, x = est_of(source), writer.env[writer.by_name[key]]
-    if writer.plan.padding == "full" or source.untouched:
-        fragments = x if set(est) == {1} else writer.call(layers.space_to_batch, x, est)
-        made = writer.copy(node, **{key: fragments})
-        return made if set(est) == {1} and not step.map.collapsed else writer.call(layers.batch_to_space, made, est)
-    sizes = writer.original_sizes(key)
+def _phase_wise(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node | None:
+    """The op itself on fragments. Nothing moves back into space before somebody needs it there: wraps that follow on
+    each other cancel."""
+    source = step.sources[0]
+    if all(one.untouched for one in (*step.sources, step.map)):
+        return writer.copy(node)
+    if writer.plan.padding == "full" or set(est_of(source)) == {1}:
+        writer.fragments[node] = writer.new.node_copy(node, writer.fragment)
+        return None
+    key, est = step.site.inputs[0], est_of(source)
+    x, sizes = writer.space(writer.by_name[key]), writer.original_sizes(key)
     first = tuple(axis.lattice.offset - axis.lattice.offset % axis.lattice.stride for axis in source.axes)
     fragments = writer.call(layers.space_to_batch, x, est, sizes, first)
     kept = writer.call(layers.complete_phases, x, est, sizes, first)
@@ -177,7 +227,7 @@ def _phase_wise(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
 
 def _join(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     keys, sources = step.site.inputs, step.sources
-    operands = {key: writer.env[writer.by_name[key]] for key in keys}
+    operands = {key: writer.space(writer.by_name[key]) for key in keys}
     if len(keys) == 1 or all(source.untouched for source in sources):
         return writer.copy(node)
     if any(spreads(axes) for axes in zip(*(source.axes for source in sources), strict=True)):
@@ -193,17 +243,19 @@ def _join(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     return writer.copy(node, **operands)
 
 
-def _shape_of(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+def _shape_of(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node | None:
     return shape_of(writer, node, step, est_of(step.sources[0]))
 
 
-def shape_of(writer: Writer, node: fx.Node, step: Step, est: tuple[int, ...]) -> fx.Node:
+def shape_of(writer: Writer, node: fx.Node, step: Step, est: tuple[int, ...]) -> fx.Node | None:
     """The original's shape of a map whose samples lie `est` apart."""
     source = step.sources[0]
+    if step.site.layout is Layout.MIXED and not source.untouched:
+        return None
     asked = node.args[1] if len(node.args) > 1 and node.target is getattr else node.target
     if source.untouched or asked not in ("shape", "size", "dim", "ndim"):
         return writer.copy(node)
-    x = writer.env[writer.by_name[step.site.inputs[0]]]
+    x = writer.space(writer.by_name[step.site.inputs[0]])
     if asked in ("dim", "ndim"):
         return writer.call(layers.original_dim, x, source.collapsed)
     flattened = tuple(axis.pending for axis in source.axes) if source.collapsed else None

@@ -1,0 +1,52 @@
+"""Everything that has no rule of its own runs phase by phase."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+from densify.lattice import Axis
+from densify.ops import Identity, Layout, Map, Other, PhaseWise, Unflatten
+from densify.rules.joins import apart
+from densify.rules.registry import Refused, Rewrite, rule
+
+
+@rule(Other)
+def other(op: Other, *sources: Map, padding: str) -> Rewrite:
+    """The original's op on every fragment; law 3 defines the dense network so."""
+    if any(source.collapsed and not all(axis.statistic for axis in source.axes) for source in sources):
+        raise Refused("it makes a map of a head's flattened window", 'Use head="features"')
+    if padding != "full" and any(lattice != (1, 0) for source in sources for lattice in source.lattices):
+        raise Refused(f'it has no dilated form, and padding="{padding}" leaves phases incomplete', 'Use padding="full"')
+    axes = tuple(
+        _axis(operands, scale, padding)
+        for operands, scale in zip(zip(*(source.axes for source in sources), strict=True), op.scales, strict=True)
+    )
+    return Rewrite(PhaseWise(op), Map(axes, collapsed=op.layout is Layout.VECTOR))
+
+
+def _axis(operands: tuple[Axis, ...], scale: Fraction, padding: str) -> Axis:
+    if len({axis.lattice for axis in operands}) > 1:
+        raise apart(operands)
+    wide = max(operands, key=lambda axis: (not axis.statistic, axis.size))
+    est = wide.lattice.stride
+    phases = tuple(any(any(axis.repeated[phase::est]) for axis in operands) for phase in range(est))
+    pooled = replace(wide.pooled(padding), repeated=phases)
+    if scale == 0:
+        return pooled
+    if scale != 1 and est > 1:
+        raise Refused(
+            f"it makes the map {float(scale):g} times as large, and no rule says where the samples of a phase then lie",
+            "Choose layers behind it",
+        )
+    size = round(wide.size * scale)
+    step = max(1, round(wide.step / scale))
+    return replace(wide, size=size, dense=size * est, step=step, field=None, repeated=phases * size)
+
+
+@rule(Unflatten)
+def unflatten(op: Unflatten, source: Map, *, padding: str) -> Rewrite:
+    """The dense network's vectors have their axes already."""
+    if not source.collapsed or not all(axis.statistic for axis in source.axes):
+        raise Refused("it makes a map of a head's flattened window", 'Use head="features"')
+    return Rewrite(Identity(), replace(source, collapsed=False))
