@@ -26,7 +26,8 @@ class Squeeze(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.how == "conv":
             s = F.adaptive_avg_pool2d(x, 1)
-            return x * torch.sigmoid(self.up(torch.relu(self.down(s))))
+            scale: Tensor = torch.sigmoid(self.up(torch.relu(self.down(s))))
+            return x * scale
         if self.how == "linear":
             s = self.second(torch.relu(self.first(x.mean((2, 3)))))
             return x * torch.sigmoid(s).view(x.size(0), x.size(1), 1, 1)
@@ -47,7 +48,8 @@ class Attention(nn.Module):
         q, k, v = self.qkv(tokens).reshape(batch, height * width, 3, 2, channels // 2).permute(2, 0, 3, 1, 4).unbind(0)
         weights = (q @ k.transpose(-2, -1) * (channels // 2) ** -0.5).softmax(-1)
         made = (weights @ v).transpose(1, 2).reshape(batch, height * width, channels)
-        return x + self.out(made).transpose(1, 2).reshape(batch, channels, height, width)
+        mixed: Tensor = self.out(made).transpose(1, 2).reshape(batch, channels, height, width)
+        return x + mixed
 
 
 class ChannelsLast(nn.Module):
@@ -60,7 +62,7 @@ class ChannelsLast(nn.Module):
         self.scale = nn.Parameter(torch.ones(8, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.down(F.gelu(self.up(self.norm(self.depthwise(x).permute(0, 2, 3, 1)))))
+        y: Tensor = self.down(F.gelu(self.up(self.norm(self.depthwise(x).permute(0, 2, 3, 1)))))
         return x + self.scale * y.permute(0, 3, 1, 2)
 
 
@@ -82,7 +84,7 @@ def shuffle(x: Tensor) -> Tensor:
 
 def response_norm(x: Tensor) -> Tensor:
     """ConvNeXt V2's global response normalisation."""
-    total = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
+    total: Tensor = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
     return x * (total / (total.mean(1, keepdim=True) + 1e-6)) + x
 
 
@@ -125,11 +127,11 @@ def test_every_phase_is_the_block_on_its_fragment(name: str, form: str) -> None:
     )
     dense = densify.convert(model, (1, 3, 20, 28), start="0", form=form)
     for x in (images(20, 28), images(14, 22)):
-        fine = torch.relu(F.conv2d(x, model[0].weight, model[0].bias, 1, 1))  # type: ignore[index, arg-type]
+        fine = torch.relu(F.conv2d(x, model[0].weight, model[0].bias, 1, 1))  # type: ignore[index]
         y = dense(x)
         assert y.shape == (2, 4, *x.shape[2:])
         for a, b in phases(2):
-            expected = model[2:](fine[:, :, a::2, b::2])  # type: ignore[index, operator]
+            expected = model[2:](fine[:, :, a::2, b::2])  # type: ignore[index]
             assert torch.allclose(y[:, :, a::2, b::2], expected, rtol=1e-11, atol=1e-11), (a, b)
         assert torch.allclose(y[:, :, ::2, ::2], model(x), rtol=1e-11, atol=1e-11)
 
@@ -182,8 +184,8 @@ def test_gradients_are_the_originals() -> None:
 def test_the_oracle_sees_statistics_over_all_phases() -> None:
     model = seeded(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.GroupNorm(2, 8)))
     x = images(20, 28)
-    fine = F.conv2d(x, model[0].weight, model[0].bias, 1, 1)  # type: ignore[index, arg-type]
-    wrong = model[1](fine)  # type: ignore[index, operator]
+    fine = F.conv2d(x, model[0].weight, model[0].bias, 1, 1)  # type: ignore[index]
+    wrong = model[1](fine)  # type: ignore[index]
     assert not torch.allclose(wrong[:, :, ::2, ::2], model(x), rtol=1e-3)
 
 
