@@ -96,6 +96,61 @@ class AvgPool(Windowed):
 
 
 @dataclass(frozen=True)
+class PowerPool(Windowed):
+    """A power-average pooling (LPPool) of the given norm."""
+
+    norm: float = 2.0
+
+
+@dataclass(frozen=True)
+class Patches(Windowed):
+    """Every window's samples side by side in the channels: pixel_unshuffle, space to depth."""
+
+
+@dataclass(frozen=True)
+class Pad(Op):
+    """Padding in front of and behind each spatial axis, negative to crop.
+
+    Attributes:
+        sides: per axis (low, high), in samples of the original, at the reference size.
+        mode: as in torch: "constant", "reflect", "replicate", "circular".
+    """
+
+    sides: tuple[tuple[int, int], ...]
+    mode: str = "constant"
+
+
+@dataclass(frozen=True)
+class Crop(Op):
+    """A slice of step 1 of the spatial axes; `sides` are what it takes away, as negative paddings."""
+
+    sides: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Resize(Op):
+    """An op that makes the map larger, or smaller by no window: interpolation, pixel shuffle, transposed convolution.
+
+    Attributes:
+        scales: per spatial axis, how many times as long its result is.
+    """
+
+    scales: tuple[Fraction, ...]
+
+
+@dataclass(frozen=True)
+class Select(Op):
+    """What a rule puts in the place of an upsampling: the op itself on the first phases of every axis.
+
+    Attributes:
+        kept: how many phases per axis.
+    """
+
+    op: Op
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class DenseWindowed(Op):
     """What a rule puts in a windowed op's place.
 

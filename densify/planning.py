@@ -22,6 +22,7 @@ from densify.ops import (
     Map,
     Op,
     Pointwise,
+    Select,
     Windowed,
 )
 from densify.rules import Refused, rewrite
@@ -181,6 +182,8 @@ def walk(
         if sizes is None:
             _agrees(site, result)
     refusals += _mixed_outputs(network, steps)
+    if chosen and not refusals:
+        refusals += _lost_density(network, steps)
     if refusals:
         raise RefusedError(tuple(refusals))
     return Plan(network, steps, chosen, padding, head)
@@ -236,6 +239,20 @@ def _mixed_outputs(network: Network, steps: Mapping[str, Step]) -> list[Refusal]
             reason = f'it makes the output "{name}", whose spatial axes are not those of a map [B, C, *spatial]'
             found.append(Refusal(step.site.layer, reason, "Return the map itself.", step.site.where))
     return found
+
+
+def _lost_density(network: Network, steps: Mapping[str, Step]) -> list[Refusal]:
+    """Upsamplings that leave every output as coarse as it was: then the conversion would be for nothing."""
+    ends = [steps[key].map for key in network.outputs.values()]
+    if any(lattice.stride > 1 for end in ends for lattice in end.lattices):
+        return []
+    reason = "it meets the denser map as an upsampling, and takes all of the new density away from every output"
+    remedy = 'Choose layers of another branch, or head="features".'
+    return [
+        Refusal(step.site.layer, reason, remedy, step.site.where)
+        for step in steps.values()
+        if isinstance(step.op, Select)
+    ]
 
 
 def _agrees(site: Site, result: Map) -> None:

@@ -6,6 +6,7 @@ from densify.layers.phases import (
     batch_to_space,
     complete_phases,
     every,
+    first_phases,
     from_rows,
     kernel_of,
     original_dim,
@@ -15,7 +16,7 @@ from densify.layers.phases import (
     to_rows,
     vectors,
 )
-from densify.layers.windows import counts, eavg_pool, econv, emax_pool, spatial_sizes
+from densify.layers.windows import counts, eavg_pool, econv, emax_pool, epatches, epower_pool, spatial_sizes
 
 __all__ = [
     "align",
@@ -26,7 +27,10 @@ __all__ = [
     "eavg_pool",
     "econv",
     "emax_pool",
+    "epatches",
+    "epower_pool",
     "every",
+    "first_phases",
     "from_rows",
     "kernel_of",
     "original_dim",

@@ -68,6 +68,14 @@ def from_rows(rows: Tensor, like: Tensor) -> Tensor:
     return rows.reshape(like.shape[0], *like.shape[2:], rows.shape[1]).movedim(-1, 1)
 
 
+def first_phases(x: Tensor, est: Sequence[int], kept: Sequence[int]) -> Tensor:
+    """[B, C, *(n * e)] -> [B, C, *(n * kept)]: the first phases of every axis, the others dropped."""
+    for axis, (e, count) in enumerate(zip(est, kept, strict=True)):
+        dim = 2 + axis
+        x = x.unflatten(dim, (x.shape[dim] // e, e)).narrow(dim + 1, 0, count).flatten(dim, dim + 1)
+    return x
+
+
 def vectors(x: Tensor) -> Tensor:
     """[B, K, 1, ...] -> [B, K]: a statistic as the original has it."""
     return x.flatten(1)

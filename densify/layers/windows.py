@@ -97,6 +97,35 @@ def eavg_pool(
     return _far_side(y, layouts)
 
 
+def epower_pool(x: Tensor, windows: Sequence[DenseWindow], norm: float) -> Tensor:
+    """Power-average pooling (LPPool): the norm of a window's samples, eST samples apart.
+
+    Args:
+        x: [B, C, *spatial], dense.
+        windows: geometry per spatial axis.
+        norm: the exponent.
+    """
+    count = reduce(lambda a, b: a * b, (w.kernel for w in windows))
+    mean = eavg_pool(x.pow(norm), windows, True, None)
+    return (torch.sign(mean) * F.relu(torch.abs(mean)) * count).pow(1.0 / norm)
+
+
+def epatches(x: Tensor, windows: Sequence[DenseWindow]) -> Tensor:
+    """The samples of every window side by side in the channels: pixel_unshuffle, read eST samples apart.
+
+    Args:
+        x: [B, C, *spatial], dense.
+        windows: geometry per spatial axis.
+
+    Returns:
+        [B, C * prod(kernel), *spatial], dense.
+    """
+    kernel = [w.kernel for w in windows]
+    count = reduce(lambda a, b: a * b, kernel)
+    taps = torch.eye(count, dtype=x.dtype, device=x.device).reshape(count, 1, *kernel)
+    return econv(x, taps.repeat(x.shape[1], *[1] * (1 + len(kernel))), None, windows, x.shape[1])
+
+
 def spatial_sizes(x: Tensor) -> tuple[int, ...]:
     """[B, C, *spatial] -> its spatial sizes."""
     return tuple(x.shape[2:])

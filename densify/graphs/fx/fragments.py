@@ -14,7 +14,7 @@ from torch import fx
 from densify import layers
 from densify.graphs.fx.write import Writer, est_of, identity, rows, shape_of, windowed
 from densify.lattice import Lattice, densify_window
-from densify.ops import DenseWindowed, Identity, Op, PhaseWise, Rows, ShapeOf
+from densify.ops import DenseWindowed, Identity, Op, PhaseWise, Rows, Select, ShapeOf
 from densify.planning import Step
 
 
@@ -59,6 +59,15 @@ def _shape_of(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node | No
     return shape_of(writer, node, step, (1,) * len(step.sources[0].axes))
 
 
+def _select(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    """The op itself, on the first phases."""
+    assert isinstance(op, Select)
+    key, est = step.site.inputs[0], est_of(step.sources[0])
+    x = writer.call(layers.batch_to_space, writer.space(writer.by_name[key]), est)
+    x = writer.call(layers.space_to_batch, writer.call(layers.first_phases, x, est, op.kept), op.kept)
+    return writer.copy(node, **{key: x})
+
+
 class FragmentWriter(Writer):
     """Writes a plan with phases in the batch."""
 
@@ -66,6 +75,7 @@ class FragmentWriter(Writer):
         DenseWindowed: _windowed,
         Identity: identity,
         PhaseWise: _phase_wise,
+        Select: _select,
         Rows: rows,
         ShapeOf: _shape_of,
     }

@@ -6,6 +6,7 @@ A reader that answers None says that it has no rule for this use: then the op ru
 from __future__ import annotations
 
 import operator
+from fractions import Fraction
 from math import prod
 from typing import Any
 
@@ -13,20 +14,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from densify.graphs.fx.registry import Call, everywhere, reads
+from densify.graphs.fx.registry import Call, everywhere, kind, reads
 from densify.lattice import Window
 from densify.ops import (
     AdaptivePool,
     AvgPool,
     Channelwise,
     Conv,
+    Crop,
     Flatten,
     GlobalPool,
     Join,
     Linear,
     MaxPool,
     Op,
+    Pad,
+    Patches,
     Pointwise,
+    PowerPool,
+    Resize,
     ShapeOf,
     Unflatten,
     Unsupported,
@@ -90,6 +96,47 @@ def avg_pool(call: Call) -> Op | None:
     given = call.value(written) | {"dilation": 1}
     windows = _pool_windows(given, call.spatial)
     return AvgPool(windows, count_include_pad=bool(given["count_include_pad"]), divisor=given.get("divisor_override"))
+
+
+@reads(nn.LPPool1d, nn.LPPool2d, nn.LPPool3d, F.lp_pool1d, F.lp_pool2d, F.lp_pool3d)
+def power_pool(call: Call) -> Op | None:
+    names = "input norm_type kernel_size stride ceil_mode"
+    given = call.value(call.arguments(names, stride=None, ceil_mode=False)) | {"padding": 0, "dilation": 1}
+    return PowerPool(_pool_windows(given, call.spatial), norm=float(given["norm_type"]))
+
+
+@reads(nn.PixelUnshuffle, F.pixel_unshuffle)
+def pixel_unshuffle(call: Call) -> Op | None:
+    factor = call.source.shape[-1] // call.result.shape[-1]
+    return Patches((Window(factor, factor),) * call.spatial) if call.spatial == 2 else None
+
+
+_PADS = [f"{kind}Pad{n}d" for kind in ("Zero", "Constant", "Reflection", "Replication", "Circular") for n in (1, 2, 3)]
+_MODES = {"Reflection": "reflect", "Replication": "replicate", "Circular": "circular"}
+
+
+@reads(F.pad, *(getattr(nn, name) for name in _PADS if hasattr(nn, name)))
+def pad(call: Call) -> Op | None:
+    """torch lists amounts from the last axis to the first, the low side first."""
+    if call.module is not None:
+        mode = _MODES.get(kind(call).partition("Pad")[0], "constant")
+        amounts = list(call.module.padding)  # type: ignore[arg-type]
+    else:
+        given = call.value(call.arguments("input pad mode value", mode="constant"))
+        mode, amounts = given["mode"], list(given["pad"])
+    spatial = amounts[: 2 * call.spatial] + [0] * (2 * call.spatial - len(amounts))
+    sides = tuple((spatial[2 * i], spatial[2 * i + 1]) for i in reversed(range(call.spatial)))
+    if any(amounts[2 * call.spatial :]):
+        return Channelwise() if not any(map(any, sides)) and mode == "constant" else None
+    return Pad(sides, mode)
+
+
+@reads(F.interpolate, F.upsample, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
+@reads(nn.PixelShuffle, F.pixel_shuffle, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+@reads(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+def resize(call: Call) -> Op | None:
+    pairs = zip(call.result.shape[2:], call.source.shape[2:], strict=True)
+    return Resize(tuple(Fraction(made, read) for made, read in pairs))
 
 
 _ADAPTIVE = [f"{kind}{n}" for kind in ("AvgPool", "MaxPool") for n in (1, 2, 3)]
@@ -194,11 +241,38 @@ def getitem(call: Call) -> Op | None:
     """An entry of a tuple of maps, or some of the channels: x[:, 0], x[:, 2:4]."""
     if not isinstance(call.maps[0].meta["value"], Tensor):
         return Pointwise()
-    index = call.node.args[1]
-    entries = list(index) if isinstance(index, tuple) else [index]
-    if all(entry == slice(None) for entry in [*entries[:1], *entries[2:]]):
+    entries = spread(call.node.args[1], call.source.dim())
+    if entries is None or entries[0] != slice(None):
+        return None
+    spatial = entries[2:]
+    if all(entry == slice(None) for entry in spatial):
         return Channelwise()
-    return None
+    if entries[1] != slice(None) or not all(isinstance(entry, slice) for entry in spatial):
+        return None
+    bounds = [call.value(entry).indices(size) for entry, size in zip(spatial, call.source.shape[2:], strict=True)]
+    if all(step == 1 for _, _, step in bounds):
+        sizes = call.source.shape[2:]
+        return Crop(tuple((-start, stop - size) for (start, stop, _), size in zip(bounds, sizes, strict=True)))
+    if any(not _open(entry) for entry in spatial):
+        return None
+    return MaxPool(tuple(Window(1, step, low=-start) for start, _, step in bounds))
+
+
+def spread(index: Any, rank: int) -> list[Any] | None:
+    """One entry per dimension of an index, its Ellipsis written out; None where it adds or mixes dimensions."""
+    entries = list(index) if isinstance(index, tuple) else [index]
+    if not all(isinstance(entry, slice | int) or entry is Ellipsis for entry in entries):
+        return None
+    if Ellipsis in entries:
+        at = entries.index(Ellipsis)
+        entries[at : at + 1] = [slice(None)] * (rank + 1 - len(entries))
+    return entries + [slice(None)] * (rank - len(entries))
+
+
+def _open(entry: slice) -> bool:
+    """Whether a slice reaches to the end from a fixed start, whatever the size."""
+    start = entry.start or 0
+    return entry.stop is None and isinstance(start, int) and start >= 0
 
 
 @reads(torch.chunk, torch.split, "chunk", "split")

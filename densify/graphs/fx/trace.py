@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from densify.errors import ConversionError
 
@@ -136,6 +137,12 @@ class ExampleTracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         self.names = {id(t): name for name, t in [*root.named_parameters(), *root.named_buffers()]}
         return super().trace(root, concrete_args)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """A convolution that pads by reflection and the like is traced into its padding and itself."""
+        if isinstance(m, _ConvNd) and not isinstance(m, _ConvTransposeNd) and m.padding_mode != "zeros":
+            return False
+        return super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> ExampleProxy:
         return ExampleProxy(node, self)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import torch.nn.functional as F
 from torch import fx, nn
 
 from densify import layers
+from densify.graphs.fx.readers import spread
 from densify.graphs.fx.registry import Call
 from densify.ops import (
     AvgPool,
     Conv,
+    Crop,
     DenseWindowed,
     GlobalPool,
     Identity,
@@ -20,8 +24,12 @@ from densify.ops import (
     Map,
     MaxPool,
     Op,
+    Pad,
+    Patches,
     PhaseWise,
+    PowerPool,
     Rows,
+    Select,
     ShapeOf,
 )
 from densify.planning import Network, Plan, Step
@@ -188,6 +196,10 @@ def windowed(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     x = writer.space(writer.by_name[step.site.inputs[0]])
     if isinstance(op.op, Conv):
         return _conv(writer, node, op, x)
+    if isinstance(op.op, Patches):
+        return writer.call(layers.epatches, x, op.windows)
+    if isinstance(op.op, PowerPool):
+        return writer.call(layers.epower_pool, x, op.windows, op.op.norm)
     pool = (op.windows, op.op.count_include_pad, op.op.divisor) if isinstance(op.op, AvgPool) else (op.windows,)
     if any(window.ceil and window.padding == "same" and window.est > 1 for window in op.windows):
         pool = (*pool, writer.original_sizes(step.site.inputs[0]))
@@ -205,7 +217,8 @@ def _conv(writer: Writer, node: fx.Node, op: DenseWindowed, x: fx.Node) -> fx.No
     assert isinstance(op.op, Conv)
     if op.op.linear:
         weight = writer.call(layers.kernel_of, weight, tuple(window.kernel for window in op.windows))
-    return writer.call(layers.econv, x, weight, bias, op.windows, given["groups"])
+    groups = fx.map_arg(given["groups"], writer.space)
+    return writer.call(layers.econv, x, weight, bias, op.windows, groups)
 
 
 def _phase_wise(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node | None:
@@ -223,6 +236,50 @@ def _phase_wise(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node | 
     fragments = writer.call(layers.space_to_batch, x, est, sizes, first)
     kept = writer.call(layers.complete_phases, x, est, sizes, first)
     return writer.call(layers.batch_to_space, writer.copy(node, **{key: fragments}), est, kept)
+
+
+def _scaled(writer: Writer, amount: Any, est: int) -> Any:
+    """A number of samples of the original, or the node that computes it, in dense samples."""
+    if amount is None or est == 1 or amount == 0:
+        return fx.map_arg(amount, writer.space)
+    return amount * est if isinstance(amount, int) else writer.call(operator.mul, writer.space(amount), est)
+
+
+def _pad(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    """The same padding, e times as wide."""
+    est = est_of(step.sources[0])
+    if set(est) == {1}:
+        return writer.copy(node)
+    module = writer.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    value = getattr(module, "value", 0.0)
+    amounts: Any = getattr(module, "padding", None)
+    if module is None:
+        given = Call(node, None, ()).arguments("input pad mode value", value=None)
+        amounts, value = given["pad"], given["value"]
+    scaled = [_scaled(writer, amount, est[-1 - i // 2]) for i, amount in enumerate(amounts)]
+    return writer.call(F.pad, writer.space(writer.by_name[step.site.inputs[0]]), scaled, "constant", value)
+
+
+def _crop(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    """The same slices, their bounds times e."""
+    est = est_of(step.sources[0])
+    entries = spread(node.args[1], 2 + len(est)) or []
+    bounds = [(entry.start, entry.stop) for entry in entries[2:]]
+    scaled = [slice(*(_scaled(writer, one, e) for one in pair)) for pair, e in zip(bounds, est, strict=True)]
+    x = writer.space(writer.by_name[step.site.inputs[0]])
+    return writer.call(operator.getitem, x, (slice(None), slice(None), *scaled))
+
+
+def _select(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    """The op itself on the first phases."""
+    assert isinstance(op, Select)
+    key = step.site.inputs[0]
+    x = writer.space(writer.by_name[key])
+    x = writer.call(layers.first_phases, x, est_of(step.sources[0]), op.kept)
+    if set(op.kept) == {1}:
+        return writer.copy(node, **{key: x})
+    made = writer.copy(node, **{key: writer.call(layers.space_to_batch, x, op.kept)})
+    return writer.call(layers.batch_to_space, made, op.kept)
 
 
 def _join(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
@@ -276,6 +333,9 @@ class DilatedWriter(Writer):
         DenseWindowed: windowed,
         Identity: identity,
         Join: _join,
+        Pad: _pad,
+        Crop: _crop,
+        Select: _select,
         PhaseWise: _phase_wise,
         Rows: rows,
         ShapeOf: _shape_of,
