@@ -94,20 +94,20 @@ class Judge:
     """Compares a network's outputs with expected ones on one input.
 
     Args:
-        own_error: the expected network's own rounding error on the input, asked only where it matters.
+        own_errors: the expected network's own rounding error per output, on this input; asked only where it matters.
     """
 
-    def __init__(self, tolerance: Tolerance, own_error: Callable[[], float]) -> None:
-        self._tolerance, self._own = tolerance, own_error
+    def __init__(self, tolerance: Tolerance, own_errors: Callable[[], Mapping[str, float]]) -> None:
+        self._tolerance, self._own = tolerance, own_errors
 
     @cached_property
-    def own_error(self) -> float:
+    def own_errors(self) -> Mapping[str, float]:
         return self._own()
 
     def __call__(self, expected: Tensor, actual: Tensor, **labels: Any) -> Check:
         """Compare two tensors; another shape fails."""
         base = self._tolerance.rtol if self._tolerance.rtol is not None else TOLERANCES.get(expected.dtype, 0.0)
-        shapes = {"expected": tuple(expected.shape), "actual": labels.pop("shape", tuple(actual.shape))}
+        shapes: dict[str, Any] = {"expected": tuple(expected.shape), "actual": labels.pop("shape", tuple(actual.shape))}
         if expected.shape != actual.shape:
             inf = math.inf
             note = f"shape {tuple(actual.shape)} where {tuple(expected.shape)} is expected"
@@ -116,11 +116,20 @@ class Judge:
             )
         absolute, relative, worst = difference(expected, actual)
         if relative > base and self._tolerance.rtol is None and expected.dtype != torch.float64:
-            base = max(base, _OWN_ERRORS * self.own_error)
-        passed = relative <= base or absolute <= self._tolerance.atol
-        return Check(
-            **shapes, absolute=absolute, relative=relative, worst=worst, tolerance=base, passed=passed, **labels
-        )
+            own = self.own_errors.get(labels["output"], 0.0)
+            base = max(base, _OWN_ERRORS * own) if math.isfinite(own) else base
+        note = ""
+        if not expected.isfinite().any():
+            base, note = -1.0, "nothing to compare: the original's output has no finite number"
+        passed = relative <= base or (base >= 0 and absolute <= self._tolerance.atol)
+        numbers: dict[str, Any] = {
+            "absolute": absolute,
+            "relative": relative,
+            "worst": worst,
+            "tolerance": base,
+            "note": note,
+        }
+        return Check(**shapes, **numbers, passed=passed, **labels)
 
 
 def difference(expected: Tensor, actual: Tensor) -> tuple[float, float, tuple[int, ...]]:
@@ -173,15 +182,16 @@ def compare(
     law: str,
     runtime: str,
     tolerance: Tolerance,
-    own_error: Callable[[Tensor], float] = lambda x: 0.0,
+    own_errors: Callable[[Tensor], Mapping[str, float]] = lambda x: {},
 ) -> Report:
     """Check that two networks make the same outputs, all samples of all outputs."""
     checks = []
     for sample in samples:
-        want, have = dict(named_outputs(expected(sample.tensor))), dict(named_outputs(actual(sample.tensor)))
+        want = dict(named_outputs(expected(sample.tensor.clone())))
+        have = dict(named_outputs(actual(sample.tensor.clone())))
         if want.keys() != have.keys():
             raise UsageError(f"the networks have different outputs: {', '.join(want)} and {', '.join(have)}.")
-        judge = Judge(tolerance, lambda x=sample.tensor: own_error(x))  # type: ignore[misc]
+        judge = Judge(tolerance, lambda x=sample.tensor: own_errors(x))  # type: ignore[misc]
         labels = {"law": law, "input": sample.name, "runtime": runtime, "lattice": ()}
         checks += [judge(value, have[key], output=key, **labels) for key, value in want.items()]
     return Report(tuple(checks))

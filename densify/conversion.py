@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from densify.choose import Choice, check, choose, survey, thresholds
 from densify.errors import ConversionError, UsageError
 from densify.graphs.fx.fragments import FragmentWriter
-from densify.graphs.fx.read import network
+from densify.graphs.fx.read import Names, network
 from densify.graphs.fx.trace import on_meta, same_tensors, trace
 from densify.graphs.fx.write import DilatedWriter
 from densify.lattice import PADDINGS, Lattice
@@ -90,8 +90,10 @@ class Dense(nn.Module):
         return run(self, x, *args, **kwargs)
 
     def train(self, mode: bool = True) -> Dense:
-        self.source.training = mode
-        return super().train(mode)
+        """Set the mode, as the original's class does: it may keep some layers in eval mode."""
+        self.source.train(mode)
+        self.training = mode
+        return self
 
     @property
     def lattices(self) -> dict[str, tuple[Lattice, ...]]:
@@ -261,6 +263,7 @@ class Conversion:
         _check(options)
         self.options = options
         self._root = on_meta(model)
+        self._names = Names()
         self._graphs: dict[bool, fx.Graph] = {}
         self.networks: dict[bool, Network] = {}
         self.plans: dict[bool, Plan] = {}
@@ -286,7 +289,7 @@ class Conversion:
 
     def _read(self, model: nn.Module, example: Tensor, *, training: bool) -> None:
         graph = trace(model, example, training=training)
-        read = network(graph, self._root, training=training)
+        read = network(graph, self._root, training=training, names=self._names)
         for node in graph.nodes:
             node.meta.pop("value", None)  # what it was traced with may be large
         self._graphs[training], self.networks[training] = graph, read

@@ -35,6 +35,11 @@ def smaller(a: int, b: int) -> int:
     return min(a, b) if isinstance(a, int) and isinstance(b, int) else (a + b - abs(a - b)) // 2
 
 
+def divided_up(a: int, b: int) -> int:
+    """a / b, rounded up, for a >= 0; -(-a // b) would be wrong in ONNX, whose integer division cuts towards zero."""
+    return (a + b - 1) // b
+
+
 class Window(NamedTuple):
     """One axis of a sliding-window op as the original has it; all lengths in samples of its input.
 
@@ -65,10 +70,10 @@ class Window(NamedTuple):
         last = self.starts(size) - 1
         if not self.ceil:
             return last // self.stride + 1
-        rounded_up = -(-last // self.stride) + 1
+        rounded_up = divided_up(last, self.stride) + 1
         if self.stride + self.high <= self.span + 1:
             return rounded_up  # then no window can start in the far padding, which torch would drop
-        return smaller(rounded_up, -(-(size + self.low) // self.stride))
+        return smaller(rounded_up, divided_up(size + self.low, self.stride))
 
 
 class Layout(NamedTuple):
@@ -140,7 +145,7 @@ class DenseWindow(NamedTuple):
 
     def original_size(self, size: int) -> int:
         """The original's size where the dense one is `size` ("full" and "valid" only)."""
-        return size // self.est if self.padding == "full" else -(-size // self.est)
+        return size // self.est if self.padding == "full" else divided_up(size, self.est)
 
     def layout(self, size: int, original: int | None = None) -> Layout:
         """Padding, far side and subsampling for a dense map of `size` samples.

@@ -228,6 +228,11 @@ class Rows(Op):
 
 
 @dataclass(frozen=True)
+class Same(Op):
+    """A reshape to the shape that is there: its sizes, written out, are the original's."""
+
+
+@dataclass(frozen=True)
 class Unflatten(Op):
     """[B, C] -> [B, C, 1, ...]: a statistic gets its spatial axes back."""
 
@@ -252,7 +257,9 @@ class Identity(Op):
 
 @dataclass(frozen=True)
 class ShapeOf(Op):
-    """A program that reads a tensor's shape: it is told the original's."""
+    """A program that reads a tensor's shape: it is told the original's. `total` marks the number of elements."""
+
+    total: bool = False
 
 
 @dataclass(frozen=True)

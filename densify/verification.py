@@ -28,7 +28,7 @@ from densify.comparison import (
 from densify.conversion import Dense, build, inverse
 from densify.errors import UsageError
 from densify.graphs.fx.trace import same_tensors
-from densify.ops import AdaptivePool, Flatten, GlobalPool, Identity, Map
+from densify.ops import AdaptivePool, Flatten, Identity, Map
 from densify.planning import Plan, at_sizes
 from densify.recipe import Options, Origin
 from densify.samples import Sample
@@ -62,6 +62,8 @@ def verify(
     """
     original = inverse(dense, share=True) if model is None else model
     samples = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    if not samples or any((s.tensor if isinstance(s, Sample) else s).numel() == 0 for s in samples):
+        raise UsageError("verify needs at least one input, and none that is empty.")
     tolerance = Tolerance(rtol, atol)
     probe = dense.with_head("dense") if dense.options.head == "average" else dense
     checks = [_weights(original, dense)]
@@ -95,8 +97,8 @@ class Reference:
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
         """The original's outputs; vectors gain spatial axes of size 1."""
         if not self.direct and not (self.options.head == "dense" and self._is_reference(x)):
-            return dict(named_outputs(self.convolutional(x)))
-        made = dict(named_outputs(self.original(x)))
+            return dict(named_outputs(self.convolutional(x.clone())))
+        made = dict(named_outputs(self.original(x.clone())))
         return {name: _with_axes(value, self.plan.outputs.get(name)) for name, value in made.items()}
 
     def in_double(self) -> Callable[[Tensor], dict[str, Tensor]]:
@@ -114,7 +116,7 @@ class Reference:
         like = next(self.original.parameters())
         x = torch.randn(self.options.shape, generator=generator, dtype=torch.float64).to(like)
         expected = self(x)
-        actual = dict(named_outputs(self.convolutional(x)))
+        actual = dict(named_outputs(self.convolutional(x.clone())))
         judge = Judge(tolerance, lambda: _rounding(self, x, expected))
         labels = {"law": "head", "input": "reference size", "runtime": "torch", "lattice": ()}
         return [judge(expected[name], actual[name], output=name, **labels) for name in expected if name in actual]
@@ -128,9 +130,9 @@ def fixed_window(plan: Plan) -> bool:
     for step in plan.steps.values():
         if isinstance(step.site.op, AdaptivePool) and isinstance(step.op, Identity):
             return True
-        if isinstance(step.site.op, Flatten) and not step.sources[0].collapsed:
-            before = plan.steps[step.site.inputs[0]]
-            if not isinstance(before.site.op, GlobalPool) and any(a.field is not None for a in before.map.axes):
+        if isinstance(step.site.op, Flatten):
+            source = step.sources[0]
+            if not (source.collapsed or source.pooled or all(axis.statistic for axis in source.axes)):
                 return True
     return False
 
@@ -149,10 +151,13 @@ def sample_grid(dense: Tensor, one: Map, expected: Sequence[int]) -> Tensor:
 
 def _grid(reference: Reference, dense: Dense, x: Tensor, name: str, tolerance: Tolerance) -> list[Check]:
     expected = reference(x)
-    actual = dict(named_outputs(dense(x)))
+    actual = dict(named_outputs(dense(x.clone())))
     judge = Judge(tolerance, lambda: _rounding(reference, x, expected))
     maps = at_sizes(dense.plan, tuple(x.shape[2:])).outputs
-    checks = []
+    # What does not depend on the image has no lattice and must be there all the same.
+    constant = {key: value for key, value in expected.items() if key not in maps}
+    labels: dict[str, Any] = {"law": "grid", "input": name, "runtime": "torch", "lattice": ()}
+    checks = [judge(value, actual[key], output=key, **labels) for key, value in constant.items()]
     for key, one in maps.items():
         want, have = expected[key], actual[key]
         labels = {"output": key, "input": name, "runtime": "torch", "lattice": tuple(map(tuple, one.lattices))}
@@ -211,7 +216,7 @@ def _phases(
     """Law 3: the original's layers on fragments give every sample of the dense network, not only the grid."""
     if other is None:
         return []
-    want, have = dict(named_outputs(other(x))), dict(named_outputs(dense(x)))
+    want, have = dict(named_outputs(other(x.clone()))), dict(named_outputs(dense(x.clone())))
     judge = Judge(tolerance, lambda: _rounding(reference, x, reference(x)))
     labels = {"law": "phases", "input": name, "runtime": "torch"}
     return [
@@ -222,19 +227,19 @@ def _phases(
 
 def _averages(dense: Dense, probe: Dense, x: Tensor, name: str, tolerance: Tolerance) -> list[Check]:
     maps = probe.plan.outputs
-    full = dict(named_outputs(probe(x)))
-    made = dict(named_outputs(dense(x)))
-    judge = Judge(tolerance, lambda: 0.0)
+    full = dict(named_outputs(probe(x.clone())))
+    made = dict(named_outputs(dense(x.clone())))
+    judge = Judge(tolerance, dict)
     labels = {"law": "average", "input": name, "runtime": "torch", "lattice": ()}
     return [
         judge(full[key].flatten(-len(one.axes)).mean(-1), made[key], output=key, **labels) for key, one in maps.items()
     ]
 
 
-def _rounding(reference: Reference, x: Tensor, expected: Mapping[str, Tensor]) -> float:
-    """The reference's own error in its precision, against float64."""
+def _rounding(reference: Reference, x: Tensor, expected: Mapping[str, Tensor]) -> dict[str, float]:
+    """The reference's own error in its precision, against float64, per output."""
     precise = reference.in_double()(x.double())
-    return max(difference(precise[key], value)[1] for key, value in expected.items() if key in precise)
+    return {key: difference(precise[key], value)[1] for key, value in expected.items() if key in precise}
 
 
 def _with_axes(value: Tensor, one: Map | None) -> Tensor:
@@ -244,15 +249,27 @@ def _with_axes(value: Tensor, one: Map | None) -> Tensor:
 
 
 def _weights(original: nn.Module, dense: Dense) -> Check:
-    """Law 4: the same keys, shapes and dtypes."""
-    want = {key: (tuple(t.shape), t.dtype) for key, t in original.state_dict().items()}
-    have = {key: (tuple(t.shape), t.dtype) for key, t in dense.state_dict().items()}
-    other = [key for key in want.keys() | have.keys() if want.get(key) != have.get(key)]
+    """Law 4: the same keys, shapes, dtypes and numbers."""
+    want, have = original.state_dict(), dense.state_dict()
+    other = [
+        key
+        for key in want.keys() | have.keys()
+        if key not in want or key not in have or not _same(want[key], have[key])
+    ]
     return Check(
         law="weights", output="state_dict", input="", runtime="torch", lattice=(), expected=(len(want),),
         actual=(len(have),), absolute=float(len(other)), relative=0.0 if not other else math.inf, worst=(),
         tolerance=0.0, passed=not other, note=f"differs: {sorted(other)[0]}" if other else "",
     )  # fmt: skip
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None or a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if a.data_ptr() == b.data_ptr() and a.device == b.device:
+        return True
+    b = b.to(a.device)
+    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def verify_onnx(
@@ -283,17 +300,17 @@ def verify_onnx(
                     raise UsageError(f"{path.name}: ONNX Runtime has no {x.dtype} convolution on the CPU: use float32.")
                 return dict(zip(session.outputs, map(torch.from_numpy, session(x.cpu().numpy())), strict=True))
 
-            def own_error(x: Tensor) -> float:
-                return error_of_precision(network, x)
+            def own_errors(x: Tensor) -> dict[str, float]:
+                return errors_of_precision(network, x)
 
             reports.append(
-                compare(network, run, samples, law="onnx", runtime=runtime, tolerance=tolerance, own_error=own_error)
+                compare(network, run, samples, law="onnx", runtime=runtime, tolerance=tolerance, own_errors=own_errors)
             )
     return sum(reports, Report(()))
 
 
-def error_of_precision(network: nn.Module, x: Tensor) -> float:
-    """A network's own relative error on an input, against itself in float64."""
+def errors_of_precision(network: nn.Module, x: Tensor) -> dict[str, float]:
+    """A network's own relative error on an input, against itself in float64, per output."""
     with torch.no_grad():
         precise = dict(named_outputs(copy.deepcopy(network).double()(x.double())))
-        return max(difference(precise[key], value)[1] for key, value in named_outputs(network(x)))
+        return {key: difference(precise[key], value)[1] for key, value in named_outputs(network(x.clone()))}

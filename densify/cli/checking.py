@@ -24,7 +24,7 @@ from densify.onnx_export import OPSETS, ExportResult, axis_names, write_network
 from densify.onnx_file import OnnxSession
 from densify.recipe import Recipe
 from densify.samples import Sample, random_inputs, read_samples, verification_sizes
-from densify.verification import error_of_precision, verify, verify_onnx
+from densify.verification import errors_of_precision, verify, verify_onnx
 
 
 def inputs(
@@ -61,7 +61,7 @@ def same_outputs(first: nn.Module, second: nn.Module, samples: Sequence[Sample],
     with evaluating(a, b), _legal_samples(a, given, run):
         return compare(
             a, b, given, law="same", runtime="torch", tolerance=Tolerance(run.rtol, run.atol),
-            own_error=partial(error_of_precision, a),
+            own_errors=partial(errors_of_precision, a),
         )  # fmt: skip
 
 

@@ -8,6 +8,8 @@ from math import prod
 import torch.nn.functional as F
 from torch import Tensor
 
+from densify.lattice import divided_up
+
 
 def space_to_batch(
     x: Tensor, est: Sequence[int], sizes: Sequence[int] | None = None, first: Sequence[int] = ()
@@ -119,7 +121,7 @@ def original_shape(x: Tensor, est: Sequence[int], flattened: Sequence[int] | Non
     """
     if flattened is not None:
         return (x.shape[0], x.shape[1] * prod(flattened))
-    return (*x.shape[:2], *(-(-x.shape[2 + axis] // e) for axis, e in enumerate(est)))
+    return (*x.shape[:2], *(divided_up(x.shape[2 + axis], e) for axis, e in enumerate(est)))
 
 
 def original_dim(x: Tensor, collapsed: bool) -> int:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from densify.lattice import Axis
-from densify.ops import Identity, Layout, Map, Other, PhaseWise, Unflatten
+from densify.ops import Identity, Layout, Map, Other, PhaseWise, Same, Unflatten
 from densify.rules.joins import apart
 from densify.rules.registry import Refused, Rewrite, rule
 
@@ -42,6 +42,12 @@ def _axis(operands: tuple[Axis, ...], scale: Fraction, padding: str) -> Axis:
     size = round(wide.size * scale)
     step = max(1, round(wide.step / scale))
     return replace(wide, size=size, dense=size * est, step=step, field=None, repeated=phases * size)
+
+
+@rule(Same)
+def same(op: Same, source: Map, *, padding: str) -> Rewrite:
+    """Nothing to do."""
+    return Rewrite(Identity(), source)
 
 
 @rule(Unflatten)

@@ -12,6 +12,7 @@ from densify.rules.registry import Refused, Rewrite, rule
 @rule(Pad)
 def pad(op: Pad, source: Map, *, padding: str) -> Rewrite:
     """Constants are padded e times as wide; reflections and the like phase by phase: every phase has its own edge."""
+    _check(source, padding)
     axes = tuple(_padded(axis, *sides, op.mode) for axis, sides in zip(source.axes, op.sides, strict=True))
     if op.mode == "constant":
         return Rewrite(op, source.with_axes(axes))
@@ -25,10 +26,14 @@ def pad(op: Pad, source: Map, *, padding: str) -> Rewrite:
 @rule(Crop)
 def crop(op: Crop, source: Map, *, padding: str) -> Rewrite:
     """Bounds are multiplied by eST."""
-    if any(axis.lattice.offset >= axis.lattice.stride for axis in source.axes):
-        raise Refused("it would cut the original's last samples off, which padding moved back", 'Use padding="full"')
+    _check(source, padding)
     axes = tuple(_padded(axis, *sides, "constant") for axis, sides in zip(source.axes, op.sides, strict=True))
     return Rewrite(op, source.with_axes(axes))
+
+
+def _check(source: Map, padding: str) -> None:
+    if padding == "same" and any(axis.lattice.stride > 1 for axis in source.axes):
+        raise Refused('it pads or crops a map that padding="same" has moved', 'Use padding="full" or padding="valid"')
 
 
 def _padded(axis: Axis, low: int, high: int, mode: str) -> Axis:

@@ -12,9 +12,9 @@ from typing import ClassVar
 from torch import fx
 
 from densify import layers
-from densify.graphs.fx.write import Writer, est_of, identity, rows, shape_of, windowed
+from densify.graphs.fx.write import Writer, est_of, identity, joined, rows, shape_of, windowed
 from densify.lattice import Lattice, densify_window
-from densify.ops import DenseWindowed, Identity, Op, PhaseWise, Rows, Select, ShapeOf
+from densify.ops import DenseWindowed, Identity, Join, Op, PhaseWise, Rows, Select, ShapeOf
 from densify.planning import Step
 
 
@@ -38,6 +38,10 @@ def _windowed(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     if set(takes) != {1}:
         made = writer.call(layers.every, made, takes)
     return writer.call(layers.space_to_batch, made, after)
+
+
+def _join(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    return joined(writer, node, {key: writer.space(writer.by_name[key]) for key in step.site.inputs})
 
 
 def _phase_wise(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
@@ -74,6 +78,7 @@ class FragmentWriter(Writer):
     writers: ClassVar = {
         DenseWindowed: _windowed,
         Identity: identity,
+        Join: _join,
         PhaseWise: _phase_wise,
         Select: _select,
         Rows: rows,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from math import prod
 from typing import Any
@@ -10,31 +10,66 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from densify.errors import ConversionError
-from densify.graphs.fx.readers import shape_of  # importing the readers registers them
+from densify.graphs.fx.readers import reads_shape  # importing the readers registers them
 from densify.graphs.fx.registry import Call, kind, reader_of
 from densify.graphs.fx.trace import probe, source_line
-from densify.ops import Conv, Flatten, Layout, Linear, Op, Other, Rows, ShapeOf, Unsupported
+from densify.ops import Channelwise, Conv, Flatten, Layout, Linear, Op, Other, Rows, ShapeOf, Unsupported
 from densify.planning import Network, Site
 
 
-def network(graph: fx.Graph, root: nn.Module, *, training: bool) -> Network:
-    """Describe a traced graph; `root` is the module tree that it was traced from, on the meta device."""
-    reader = _Reader(graph, root)
+def network(graph: fx.Graph, root: nn.Module, *, training: bool, names: Names | None = None) -> Network:
+    """Describe a traced graph.
+
+    Args:
+        root: the module tree that it was traced from, on the meta device.
+        names: gives the layers their names; the one of eval mode, so that train mode calls the same calls the same.
+    """
+    reader = _Reader(graph, root, names or Names())
     for node in graph.nodes:
         reader.visit(node)
     return Network(reader.sites, outputs(graph, reader.layouts), training)
 
 
+class Names:
+    """Names of layers: the module's path; for a function the path of the calling module, the function, and a count.
+
+    A call is known again by its module, function and source line, and by how often that line came before.
+    """
+
+    def __init__(self) -> None:
+        self._given: dict[tuple[str, str, int], str] = {}
+        self._counts: dict[str, int] = {}
+        self._seen: dict[tuple[str, str], int] = {}
+
+    def begin(self) -> None:
+        """Another graph of the same model follows."""
+        self._seen = {}
+
+    def of(self, call: Call) -> str:
+        """The name of a node's layer."""
+        if call.node.op in ("call_module", "placeholder"):
+            return str(call.node.target)
+        owner = call.node.meta["owner"]
+        base = f"{owner}.{kind(call)}" if owner else kind(call)
+        place = (base, source_line(call.node))
+        again = self._seen[place] = self._seen.get(place, -1) + 1
+        if (*place, again) not in self._given:
+            count = self._counts[base] = self._counts.get(base, -1) + 1
+            self._given[(*place, again)] = f"{base}_{count}" if count else base
+        return self._given[(*place, again)]
+
+
 class _Reader:
     """Walks a graph and remembers, for every tensor that depends on the image, what it is."""
 
-    def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
+    def __init__(self, graph: fx.Graph, root: nn.Module, names: Names) -> None:
         self.root = root
         self.doubled = probe(graph, root)
         self.sites: dict[str, Site] = {}
         self.layouts: dict[fx.Node, Layout] = {}
         self.sizes: dict[fx.Node, tuple[int, ...]] = {}  # the original's, per spatial axis
-        self.names: dict[str, int] = {}
+        self.names = names
+        names.begin()
 
     def visit(self, node: fx.Node) -> None:
         if "constant" in node.meta:
@@ -51,14 +86,14 @@ class _Reader:
         if node.op == "placeholder":
             self._remember(node, Layout.MAP, tuple(value.shape[2:]))
         else:
-            if not (_holds_tensors(value) or reader_of(call) is shape_of):
+            if not (_holds_tensors(value) or reads_shape(call)):
                 return
             op = self.read(call)
             if not isinstance(op, ShapeOf):
                 self._place(call, op)
         self.sites[node.name] = Site(
             key=node.name,
-            layer=_layer_name(call, self.names),
+            layer=self.names.of(call),
             kind=kind(call),
             op=op,
             inputs=tuple(n.name for n in inputs),
@@ -79,9 +114,10 @@ class _Reader:
         layouts = {self.layouts[node] for node in call.maps}
         before = call.maps[0]
         pieces = not isinstance(before.meta["value"], Tensor) and isinstance(self.sites[before.name].op, Other)
-        known = reader is shape_of or (reader is not None and Layout.MIXED not in layouts and not pieces)
+        known = reads_shape(call) or (reader is not None and Layout.MIXED not in layouts and not pieces)
         op = reader(call) if known and reader is not None else None
-        if op is not None:
+        torn = isinstance(op, Channelwise) and layouts == {Layout.VECTOR} and not isinstance(call.result, Tensor)
+        if op is not None and not torn:
             return op
         if layouts == {Layout.VECTOR} and isinstance(call.result, Tensor) and call.result.dim() == 2:
             return Rows()
@@ -132,23 +168,37 @@ class _Reader:
 
 
 def outputs(graph: fx.Graph, maps: Iterable[fx.Node]) -> dict[str, str]:
-    """Names and keys of all output tensors: "output", or one name per entry of a tuple, dict or named tuple."""
+    """Names and keys of all output tensors: "output", or one name per entry of a tuple, dict or named tuple.
+
+    Raises:
+        ConversionError: an output of another kind, or two of one name.
+    """
     known = set(maps)
     (returned,) = next(node for node in graph.nodes if node.op == "output").args
+    found: dict[str, str] = {}
+    for name, node in _named(returned, ""):
+        if not isinstance(node.meta["value"], Tensor):
+            made = type(node.meta["value"]).__name__
+            raise ConversionError(
+                f"the model returns a {made}: it has to return tensors, tuples, lists or dicts of them."
+            )
+        if (name or "output") in found:
+            raise ConversionError(f'the model returns two outputs of the name "{name}". Give them different keys.')
+        if node in known:
+            found[name or "output"] = node.name
+    return found
 
-    def visit(value: Any, name: str) -> Iterable[tuple[str, str]]:
-        if isinstance(value, fx.Node):
-            if value in known:
-                yield name, value.name
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                yield from visit(item, f"{name}.{key}" if name else str(key))
-        elif isinstance(value, tuple | list):
-            fields = getattr(value, "_fields", [str(i) for i in range(len(value))])
-            for key, item in zip(fields, value, strict=True):
-                yield from visit(item, f"{name}.{key}" if name else str(key))
 
-    return {name or "output": key for name, key in visit(returned, "")}
+def _named(value: Any, name: str) -> Iterator[tuple[str, fx.Node]]:
+    if isinstance(value, fx.Node):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _named(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, tuple | list):
+        fields = getattr(value, "_fields", [str(i) for i in range(len(value))])
+        for key, item in zip(fields, value, strict=True):
+            yield from _named(item, f"{name}.{key}" if name else str(key))
 
 
 def _is_image(value: Any) -> bool:
@@ -159,15 +209,6 @@ def _holds_tensors(value: Any) -> bool:
     return isinstance(value, Tensor) or (
         isinstance(value, tuple | list) and bool(value) and all(isinstance(item, Tensor) for item in value)
     )
-
-
-def _layer_name(call: Call, names: dict[str, int]) -> str:
-    if call.node.op in ("call_module", "placeholder"):
-        return str(call.node.target)
-    owner = call.node.meta["owner"]
-    base = f"{owner}.{kind(call)}" if owner else kind(call)
-    count = names[base] = names.get(base, -1) + 1
-    return f"{base}_{count}" if count else base
 
 
 def _work(call: Call, op: Op | None) -> int:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from densify.graphs.fx.registry import Call, everywhere, kind, reads
+from densify.graphs.fx.registry import Call, everywhere, kind, reader_of, reads
 from densify.lattice import Window
 from densify.ops import (
     AdaptivePool,
@@ -33,6 +33,7 @@ from densify.ops import (
     Pointwise,
     PowerPool,
     Resize,
+    Same,
     ShapeOf,
     Unflatten,
     Unsupported,
@@ -65,6 +66,19 @@ def conv(call: Call) -> Op | None:
     )
 
 
+def _follows_size(written: dict[str, Any]) -> bool:
+    """Whether a pooling's geometry is computed from the map's size."""
+    keys = ("kernel_size", "stride", "padding", "dilation")
+    return any(isinstance(one, fx.Node) for key in keys for one in _each(written.get(key), 1))
+
+
+def _whole_map(call: Call, written: dict[str, Any]) -> Op | None:
+    """A pooling whose window is the map is one over the whole map; any other must not be frozen at one size."""
+    if tuple(_each(call.value(written["kernel_size"]), call.spatial)) == tuple(call.source.shape[2:]):
+        return GlobalPool()
+    return Unsupported("its window is computed from the map's size", "Write the window's size as a number")
+
+
 def _pool_windows(given: dict[str, Any], count: int) -> tuple[Window, ...]:
     kernels = _each(given["kernel_size"], count)
     strides = _each(given["stride"], count) if given["stride"] not in (None, (), []) else kernels
@@ -79,20 +93,20 @@ def _pool_windows(given: dict[str, Any], count: int) -> tuple[Window, ...]:
 @reads(torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)
 def max_pool(call: Call) -> Op | None:
     names = "input kernel_size stride padding dilation ceil_mode return_indices"
-    given = call.value(call.arguments(names, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False))
-    if given["return_indices"]:
+    written = call.arguments(names, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False)
+    if written["return_indices"]:
         return None
-    return MaxPool(_pool_windows(given, call.spatial))
+    if _follows_size(written):
+        return _whole_map(call, written)
+    return MaxPool(_pool_windows(written, call.spatial))
 
 
 @reads(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 def avg_pool(call: Call) -> Op | None:
     names = "input kernel_size stride padding ceil_mode count_include_pad divisor_override"
     written = call.arguments(names, stride=None, padding=0, ceil_mode=False, count_include_pad=True)
-    if any(isinstance(size, fx.Node) for size in _each(written["kernel_size"], 1)):
-        if tuple(_each(call.value(written["kernel_size"]), call.spatial)) == tuple(call.source.shape[2:]):
-            return GlobalPool()
-        return None
+    if _follows_size(written):
+        return _whole_map(call, written)
     given = call.value(written) | {"dilation": 1}
     windows = _pool_windows(given, call.spatial)
     return AvgPool(windows, count_include_pad=bool(given["count_include_pad"]), divisor=given.get("divisor_override"))
@@ -167,7 +181,7 @@ def reduction(call: Call) -> Op | None:
 def reshape(call: Call) -> Op | None:
     before, after = tuple(call.source.shape), tuple(call.result.shape)
     if after == before:
-        return Pointwise()
+        return Same()
     if after == (before[0], prod(before[1:])):
         return Flatten()
     if len(before) == 2 and after[:2] == before and set(after[2:]) == {1}:
@@ -213,12 +227,13 @@ def elementwise(call: Call) -> Op | None:
 
 @reads(torch.cat, torch.concat)
 def cat(call: Call) -> Op | None:
-    given = call.value(call.arguments("tensors dim", dim=0))
-    if given["dim"] % call.source.dim() == 1 and len(call.maps) == len(given["tensors"]):
-        return Join()
-    if len(set(call.node.args[0])) < len(call.node.args[0]) and given["dim"] % call.source.dim() == 1:  # type: ignore[arg-type]
-        return Join()
-    return None
+    given = call.arguments("tensors dim", dim=0)
+    tensors = given["tensors"]
+    if given["dim"] % call.result.dim() != 1:
+        return None
+    if isinstance(tensors, fx.Node):
+        return Channelwise()  # the pieces of one map
+    return Join() if all(one in call.maps for one in tensors) else None
 
 
 @reads(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, F.batch_norm)
@@ -230,19 +245,21 @@ def across_channels(call: Call) -> Op | None:
 @reads(nn.Softmax, nn.LogSoftmax, *everywhere("softmax log_softmax"))
 def softmax(call: Call) -> Op | None:
     given = call.value(call.arguments("input dim", dim=None))
-    dim = given["dim"] if given["dim"] is not None else 1
-    if dim % call.source.dim() == 1:
-        return Channelwise()
-    return None
+    rank = call.source.dim()
+    implied = 0 if rank in (0, 1, 3) else 1  # torch's own choice where none is given
+    dim = (given["dim"] if given["dim"] is not None else implied) % rank
+    if dim == 0:
+        return Unsupported("its softmax runs across the images of a batch", "Give it a dim")
+    return Channelwise() if dim == 1 else None
 
 
 @reads(operator.getitem)
 def getitem(call: Call) -> Op | None:
-    """An entry of a tuple of maps, or some of the channels: x[:, 0], x[:, 2:4]."""
+    """An entry of a tuple of maps, some of the channels, or a part of the map: x[:, 2:4], x[..., 1:], x[..., ::2]."""
     if not isinstance(call.maps[0].meta["value"], Tensor):
         return Pointwise()
     entries = spread(call.node.args[1], call.source.dim())
-    if entries is None or entries[0] != slice(None):
+    if entries is None or entries[0] != slice(None) or not isinstance(entries[1], slice):
         return None
     spatial = entries[2:]
     if all(entry == slice(None) for entry in spatial):
@@ -283,19 +300,28 @@ def pieces(call: Call) -> Op | None:
     return None
 
 
-@reads(torch.unsqueeze, "unsqueeze")
-def unsqueeze(call: Call) -> Op | None:
-    """A channel axis put back, as Inception's transform_input does: x[:, 0].unsqueeze(1)."""
-    if call.value(call.arguments("input dim"))["dim"] == 1:
-        return Channelwise()
-    return None
-
-
 @reads(nn.FractionalMaxPool2d, nn.FractionalMaxPool3d, F.fractional_max_pool2d, F.fractional_max_pool3d)
 def random_regions(call: Call) -> Op | None:
     return Unsupported("its regions are random, so there is no original to be equal to", "Use another pooling")
 
 
-@reads(getattr, "size", "dim")
+@reads(getattr)
+def attribute(call: Call) -> Op | None:
+    """Attributes that are the tensor itself; what is not a tensor (dtype, device) is no business of a rule."""
+    if reads_shape(call):
+        return ShapeOf()
+    return Pointwise() if call.node.args[1] in ("data", "real") else None
+
+
+@reads("size", "dim", "ndimension", "numel", "nelement", torch.numel)
 def shape_of(call: Call) -> Op | None:
-    return ShapeOf()
+    name = getattr(call.node.target, "__name__", str(call.node.target))
+    return ShapeOf(total=name in ("numel", "nelement"))
+
+
+def reads_shape(call: Call) -> bool:
+    """Whether a program asks for a tensor's shape, in any of its ways."""
+    node = call.node
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim")
+    return reader_of(call) is shape_of

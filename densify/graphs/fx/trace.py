@@ -7,6 +7,7 @@ happens on the meta device, so that it costs neither time nor memory; a model th
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import operator
 from collections.abc import Callable, Iterator
@@ -48,6 +49,11 @@ def trace(model: nn.Module, example: Tensor, *, training: bool) -> fx.Graph:
     Raises:
         ConversionError: the model cannot be traced; the message names the source line.
     """
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise ConversionError(
+            f"{type(model).__name__} has forward hooks of its own, which its dense form would leave out. Remove them, "
+            "or put them on a layer inside."
+        )
     if training and example.shape[0] == 1:
         example = torch.cat([example, example])  # BatchNorm refuses to learn from a single value
     try:
@@ -64,7 +70,9 @@ def trace(model: nn.Module, example: Tensor, *, training: bool) -> fx.Graph:
 def _trace(root: nn.Module, example: Tensor, training: bool) -> fx.Graph:
     root.train(training)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        return ExampleTracer(example).trace(root)
+        parameters = list(inspect.signature(root.forward).parameters.values())[1:]
+        optional = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+        return ExampleTracer(example).trace(root, optional)
 
 
 def _explain(error: Exception, model: nn.Module, example: Tensor) -> str:
@@ -96,7 +104,22 @@ class ExampleProxy(fx.Proxy):
         return super().__getattr__(name)
 
     def __len__(self) -> int:
+        if isinstance(self.value, Tensor):
+            batch: Any = self.tracer.create_proxy("call_method", "size", (self, 0), {})
+            return int(batch)
         return len(self.value)
+
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
 
     def __int__(self) -> int:
         return int(self.tracer.decide(self, int(self.value)))
@@ -150,11 +173,22 @@ class ExampleTracer(fx.Tracer):
     def create_node(
         self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None
     ) -> Any:
+        if kind == "output":
+            args = fx.map_arg(args, self._opened)
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
         node.meta["owner"] = self.owners[-1] if self.owners else ""
         if kind != "output":
             node.meta["value"] = self._run(node, target, args)
         return node
+
+    def _opened(self, node: fx.Node) -> Any:
+        """A tuple of tensors entry by entry, so that every output has a node of its own."""
+        value = node.meta["value"]
+        if not isinstance(value, tuple | list) or isinstance(value, torch.Size):
+            return node
+        return type(value)(
+            self.create_node("call_function", operator.getitem, (node, i), {}) for i in range(len(value))
+        )
 
     def _run(self, node: fx.Node, target: Any, args: Any) -> Any:
         if node.op == "placeholder":

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
@@ -13,6 +14,7 @@ from densify import layers
 from densify.graphs.fx.readers import spread
 from densify.graphs.fx.registry import Call
 from densify.ops import (
+    AdaptivePool,
     AvgPool,
     Conv,
     Crop,
@@ -35,6 +37,7 @@ from densify.ops import (
 from densify.planning import Network, Plan, Step
 from densify.rules.joins import crops, spreads
 
+_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 _CONV_ARGUMENTS = "input weight bias stride padding dilation groups"
 
 
@@ -74,11 +77,19 @@ class Writer:
                 self.site(node, step)
             elif all(source in self.env for source in node.all_input_nodes):
                 self.env[node] = self.copy(node)
-            elif _is_impure(node):
+            elif self.has_effect(node):
                 self.fragment(node)
-        self.new.eliminate_dead_code(is_impure_node=_is_impure)
+        self.new.eliminate_dead_code(is_impure_node=self.has_effect)
         self.new.lint()
         return self.new
+
+    def has_effect(self, node: fx.Node) -> bool:
+        """Whether a node does something even where nobody uses its result: guards, and ops that work in place."""
+        if node.op == "call_module":
+            return bool(getattr(self.root.get_submodule(str(node.target)), "inplace", False))
+        name = getattr(node.target, "__name__", str(node.target))
+        in_place = name.endswith("_") or node.kwargs.get("inplace") is True or node.target in _IN_PLACE
+        return node.op in ("placeholder", "output") or in_place or name in ("guard", "_assert", "_assert_is_none")
 
     def copy(self, node: fx.Node, **replaced: fx.Node) -> fx.Node:
         """The node as it is; `replaced` maps names of its inputs to other new nodes."""
@@ -126,7 +137,7 @@ class Writer:
         """A node that computes the original's spatial sizes of a map, made where it is first asked for."""
         if key not in self.sizes:
             step = self.plan.steps[key]
-            if step.op is None:
+            if step.op is None or step.map.untouched:
                 made: Any = self.call(layers.spatial_sizes, self.space(self.by_name[key]))
             elif isinstance(step.op, DenseWindowed):
                 made = self.call(layers.counts, self.original_sizes(step.site.inputs[0]), step.op.windows)
@@ -154,12 +165,6 @@ class Writer:
         self.new.output(fx.map_arg(node.args[0], place))
 
 
-def _is_impure(node: fx.Node) -> bool:
-    """Guards have no result and must stay; everything that computes nothing in use goes."""
-    name = getattr(node.target, "__name__", str(node.target))
-    return node.op in ("placeholder", "output") or name in ("guard", "_assert") or name.endswith("_")
-
-
 def _ancestors(node: fx.Node) -> set[fx.Node]:
     found, stack = set(), list(node.all_input_nodes)
     while stack:
@@ -179,7 +184,9 @@ def unchanged(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
 
 
 def identity(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
-    return writer.space(writer.by_name[step.site.inputs[0]])
+    """Its input; a pooling made a new tensor, which an op behind it may change in place."""
+    x = writer.space(writer.by_name[step.site.inputs[0]])
+    return writer.call(torch.clone, x) if isinstance(step.site.op, AdaptivePool | GlobalPool) else x
 
 
 def rows(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
@@ -282,11 +289,21 @@ def _select(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     return writer.call(layers.batch_to_space, made, op.kept)
 
 
+def joined(writer: Writer, node: fx.Node, operands: Mapping[str, fx.Node]) -> fx.Node:
+    """The join itself. A cat's dim may count from the end, where a vector has other axes here."""
+    if node.target not in (torch.cat, torch.concat):
+        return writer.copy(node, **operands)
+    tensors = Call(node, None, ()).arguments("tensors dim")["tensors"]
+    return writer.call(torch.cat, fx.map_arg(tensors, lambda source: operands[source.name]), 1)
+
+
 def _join(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     keys, sources = step.site.inputs, step.sources
     operands = {key: writer.space(writer.by_name[key]) for key in keys}
-    if len(keys) == 1 or all(source.untouched for source in sources):
+    if all(source.untouched for source in sources):
         return writer.copy(node)
+    if len(keys) == 1:
+        return joined(writer, node, operands)
     if any(spreads(axes) for axes in zip(*(source.axes for source in sources), strict=True)):
         wide = next(
             k for source, k in zip(sources, keys, strict=True) if not all(axis.statistic for axis in source.axes)
@@ -297,7 +314,7 @@ def _join(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     if writer.plan.padding != "full" and any(axis.lattice.stride > 1 for axis in step.map.axes):
         aligned = writer.call(layers.align, tuple(operands.values()), tuple(crops(sources)))
         operands = {key: writer.new.call_function(_item, (aligned, i)) for i, key in enumerate(keys)}
-    return writer.copy(node, **operands)
+    return joined(writer, node, operands)
 
 
 def _shape_of(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node | None:
@@ -309,11 +326,11 @@ def shape_of(writer: Writer, node: fx.Node, step: Step, est: tuple[int, ...]) ->
     source = step.sources[0]
     if step.site.layout is Layout.MIXED and not source.untouched:
         return None
-    asked = node.args[1] if len(node.args) > 1 and node.target is getattr else node.target
-    if source.untouched or asked not in ("shape", "size", "dim", "ndim"):
+    asked = node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target)
+    if source.untouched:
         return writer.copy(node)
     x = writer.space(writer.by_name[step.site.inputs[0]])
-    if asked in ("dim", "ndim"):
+    if asked in ("dim", "ndim", "ndimension"):
         return writer.call(layers.original_dim, x, source.collapsed)
     flattened = tuple(axis.pending for axis in source.axes) if source.collapsed else None
     shape = writer.call(layers.original_shape, x, est, flattened)
