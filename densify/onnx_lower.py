@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
+from densify.errors import ConversionError
+
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -104,7 +106,8 @@ def max_pool_of_row(
 
 _ATEN = torch.ops.aten
 _AVERAGES = (_ATEN.avg_pool2d.default, _ATEN.avg_pool3d.default)
-_ADAPTIVE = (_ATEN.adaptive_avg_pool1d.default, _ATEN.adaptive_avg_pool2d.default, _ATEN.adaptive_avg_pool3d.default)
+_ADAPTIVE = tuple(getattr(_ATEN, f"adaptive_avg_pool{n}d").default for n in (1, 2, 3))
+_ADAPTIVE_MAX = tuple(getattr(_ATEN, f"adaptive_max_pool{n}d").default for n in (1, 2, 3))
 _DIVISOR = 6  # its place among the arguments of avg_pool2d and avg_pool3d
 
 
@@ -132,7 +135,17 @@ def _is_wrong(node: torch.fx.Node) -> bool:
 
 
 def lowered(program: ExportedProgram) -> ExportedProgram:
-    """The program with adaptive average pooling and own divisors in exact form; itself where it has neither."""
+    """The program with adaptive average pooling and own divisors in exact form; itself where it has neither.
+
+    Raises:
+        ConversionError: adaptive max pooling to more than one sample, which the exporter freezes at the example's size.
+    """
+    for node in program.graph.nodes:
+        if node.target in _ADAPTIVE_MAX and any(bins != 1 for bins in cast(Sequence[int], node.args[1])):
+            raise ConversionError(
+                f"the model cannot be exported: adaptive max pooling to {node.args[1]} would be right at the example's "
+                "size alone. Use a max pooling of fixed kernel."
+            )
     wrong = {node.target for node in program.graph.nodes if node.op == "call_function" and _is_wrong(node)}
     if not wrong:
         return program
