@@ -130,7 +130,13 @@ def original(
             f"{weights.source}: loading it runs the code of {text}. Pass --trust-code (trust_code=True) if you trust "
             "it, or give the same reference yourself with --model (model=)."
         )
-    found = resolve(text, recipe.origin.arguments)
+    try:
+        found = resolve(text, recipe.origin.arguments)
+    except UsageError as error:
+        raise UsageError(
+            f"{weights.source}: it was made from {text}, which is not to be found from here ({error}). Say where it is "
+            "now with --model (model=)."
+        ) from error
     if recipe.origin.code_sha256 not in (None, found.sha256) and model is None:
         raise CheckpointError(
             f"{weights.source}: {text} is not the file that it was converted from (its SHA-256 differs). Restore that "

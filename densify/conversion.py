@@ -181,7 +181,9 @@ def convert(
         UsageError: the choice names no layer or changes nothing, or an option is unknown.
         ConversionError: the model cannot be traced, or ops in it have no meaning on a lattice (all are listed).
     """
-    choice = Choice(start, None if layers is None else tuple(layers), output_stride)
+    choice = _choice(start, layers, output_stride)
+    if isinstance(model, Dense):
+        raise UsageError("this network is dense already: convert its original (densify.inverse) anew.")
     source = same_tensors(model) if share else copy.deepcopy(model)
     origin = Origin(tensors=digests(model.state_dict()))
     return build(source, Options(shape_of(example), choice, padding, head, form), origin, example)
@@ -201,7 +203,7 @@ def plan(
 
     Arguments and errors as for :func:`convert`; the model may be on the meta device.
     """
-    choice = Choice(start, None if layers is None else tuple(layers), output_stride)
+    choice = _choice(start, layers, output_stride)
     return Conversion(model, Options(shape_of(example), choice, padding, head), example).plans[False]
 
 
@@ -217,6 +219,8 @@ def inverse(dense: Dense, *, share: bool = False) -> nn.Module:
     Returns:
         An instance of the original's class, with copies of the tensors unless `share`.
     """
+    if not isinstance(dense, Dense):
+        raise UsageError(f"inverse takes a dense network, as convert returns it; this is a {type(dense).__name__}.")
     source = same_tensors(dense.source) if share else copy.deepcopy(dense.source)
     return source.train(dense.training) if source.training != dense.training else source
 
@@ -308,6 +312,12 @@ def _compiled(graph: fx.Graph) -> Callable[..., Any]:
     names: dict[str, Any] = dict(program.globals)
     exec(compile(program.src, "<dense network>", "exec"), names)
     return names["forward"]  # type: ignore[no-any-return]
+
+
+def _choice(start: str | None, layers: Sequence[str] | None, output_stride: int | None) -> Choice:
+    if isinstance(layers, str):
+        raise UsageError(f"layers={layers!r}: give a list of names, such as layers=[{layers!r}].")
+    return Choice(start, None if layers is None else tuple(layers), output_stride)
 
 
 def _check(options: Options) -> None:

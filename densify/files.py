@@ -13,6 +13,8 @@ from densify.errors import UsageError
 
 OUTPUT_SUFFIXES = (".safetensors", ".pth", ".onnx")
 
+_FULL = 2**16  # bytes: a disk with less is full
+
 Writer = Callable[[Path], None]
 
 
@@ -114,6 +116,10 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except Exception as error:  # writers of other libraries report a full disk in their own ways
+        if shutil.disk_usage(path.resolve().parent).free < _FULL:
+            raise UsageError(f"{path}: cannot be written: no space left on the disk") from error
+        raise
 
 
 def _flush(path: Path) -> None:

@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import TorchTensor
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
@@ -25,6 +25,7 @@ from densify.comparison import evaluating, named_outputs
 from densify.conversion import Dense, blank
 from densify.errors import ConversionError, UsageError
 from densify.files import check_writable, write_atomically
+from densify.graphs.fx.trace import guard, trace
 from densify.onnx_file import STATE_KEY, initializers, load_onnx, raw_bytes, restore_state, save_onnx
 from densify.onnx_graph import clean, keep_state, name_values, rename_symbols
 from densify.onnx_lower import PoolOverTwoAxes, lowered
@@ -70,6 +71,7 @@ def export_onnx(
     metadata: Mapping[str, str] | None = None,
     output_names: Sequence[str] | None = None,
     data_name: str | None = None,
+    any_size: bool = True,
 ) -> ExportResult:
     """Write a model, as it is in eval mode, to an ONNX file, and check what came out.
 
@@ -85,6 +87,7 @@ def export_onnx(
         metadata: strings for the file's metadata_props.
         output_names: instead of the default names.
         data_name: file name for weights past 2 GiB, where `path` is only a temporary one.
+        any_size: False to fix the spatial axes to the example's sizes.
 
     Raises:
         UsageError: an opset that cannot be produced, or a wrong number of output names.
@@ -93,7 +96,7 @@ def export_onnx(
     if opset is not None and opset not in OPSETS:
         raise _no_such_opset(opset)
     with _silence(), _eval_mode(model), torch.no_grad():
-        program = _capture(model, example)
+        program = _capture(model, example, any_size)
         translated = _translate(program, opset)
     outputs = _output_names(program, output_names)
     name_values(translated, outputs)
@@ -170,7 +173,28 @@ def write_network(
     with evaluating(model):
         names = list(model.lattices) if isinstance(model, Dense) else [name for name, _ in named_outputs(model(tensor))]
     metadata = {} if recipe is None else {RECIPE_KEY: recipe.to_json()}
-    return export_onnx(model, path, tensor, opset=opset, metadata=metadata, output_names=names, data_name=data_name)
+    return export_onnx(
+        model,
+        path,
+        tensor,
+        opset=opset,
+        metadata=metadata,
+        output_names=names,
+        data_name=data_name,
+        any_size=not _decides(model, tensor),
+    )
+
+
+def _decides(model: nn.Module, example: Tensor) -> bool:
+    """Whether the model's program decides something by the example: an ONNX graph has nothing to hold others to it."""
+    if isinstance(model, Dense):
+        graph = model.graphs[False]
+    else:
+        try:
+            graph = trace(model, example, training=False)
+        except ConversionError:  # then torch.export is on its own, and reports the bounds that it finds
+            return False
+    return isinstance(graph, fx.Graph) and any(node.target is guard for node in graph.nodes)
 
 
 def axis_names(dimensions: int) -> tuple[str | None, ...]:
@@ -203,7 +227,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _capture(model: nn.Module, example: Tensor) -> ExportedProgram:
+def _capture(model: nn.Module, example: Tensor, any_size: bool) -> ExportedProgram:
     """The model as an exported program, with as many dynamic axes as it allows.
 
     torch.export binds an axis of size 1 to that size, so a single example is doubled; a model that binds the batch
@@ -211,7 +235,7 @@ def _capture(model: nn.Module, example: Tensor) -> ExportedProgram:
     """
     example = example.detach()
     doubled = example if example.shape[0] > 1 else torch.cat([example, example])
-    every = frozenset(axis for axis, name in enumerate(axis_names(example.dim())) if name)
+    every = frozenset(axis for axis, name in enumerate(axis_names(example.dim())) if name and (any_size or axis < 2))
     reason: Exception | None = None
     for tensor, axes in ((doubled, every), (example, every - {0}), (doubled, frozenset({0})), (example, frozenset())):
         try:

@@ -257,9 +257,15 @@ class Identity(Op):
 
 @dataclass(frozen=True)
 class ShapeOf(Op):
-    """A program that reads a tensor's shape: it is told the original's. `total` marks the number of elements."""
+    """A program that reads a tensor's shape: it is told the original's.
+
+    Attributes:
+        total: it reads the number of elements.
+        spatial: it reads more than the batch, the channels or the rank.
+    """
 
     total: bool = False
+    spatial: bool = True
 
 
 @dataclass(frozen=True)

@@ -247,7 +247,7 @@ def _lost_density(network: Network, steps: Mapping[str, Step]) -> list[Refusal]:
     if any(lattice.stride > 1 for end in ends for lattice in end.lattices):
         return []
     reason = "it meets the denser map as an upsampling, and takes all of the new density away from every output"
-    remedy = 'Choose layers of another branch, or head="features".'
+    remedy = "Choose layers whose maps reach an output without it."
     return [
         Refusal(step.site.layer, reason, remedy, step.site.where)
         for step in steps.values()

@@ -60,7 +60,15 @@ def verify(
     Returns:
         A report that is true when every law that applies holds.
     """
+    if not isinstance(dense, Dense):
+        raise UsageError(f"verify checks a dense network against its original; this is a {type(dense).__name__}.")
     original = inverse(dense, share=True) if model is None else model
+    types = [{t.dtype for t in one.parameters() if t.is_floating_point()} for one in (original, dense)]
+    if types[0] != types[1]:
+        have = " and ".join(", ".join(sorted(map(str, one))) for one in types)
+        raise UsageError(
+            f"the original and the dense network compute in {have}: bring both to one (.to(dtype), --dtype)."
+        )
     samples = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     if not samples or any((s.tensor if isinstance(s, Sample) else s).numel() == 0 for s in samples):
         raise UsageError("verify needs at least one input, and none that is empty.")
@@ -289,6 +297,12 @@ def verify_onnx(
     """
     from densify.onnx_file import OnnxSession
 
+    other = {sample.tensor.dtype for sample in samples} - {torch.float32}
+    if other:
+        raise UsageError(
+            f"{path.name}: ONNX Runtime's CPU computes convolutions in float32, not in {other.pop()}, so it could "
+            "not be checked. Bring the weights to float32 first (model.float()), and convert the ONNX file later."
+        )
     reports = []
     with evaluating(network):
         for optimised in (True, False):
@@ -296,8 +310,6 @@ def verify_onnx(
             runtime = f"onnxruntime, {'all' if optimised else 'no'} optimisations"
 
             def run(x: Tensor, session: OnnxSession = session) -> dict[str, Tensor]:
-                if x.dtype != torch.float32:
-                    raise UsageError(f"{path.name}: ONNX Runtime has no {x.dtype} convolution on the CPU: use float32.")
                 return dict(zip(session.outputs, map(torch.from_numpy, session(x.cpu().numpy())), strict=True))
 
             def own_errors(x: Tensor) -> dict[str, float]:

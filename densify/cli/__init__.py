@@ -10,7 +10,9 @@ TERMINATED = 143
 
 def main() -> None:
     """Run the command line on the program's arguments and exit with its status."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # as Ctrl-C does: clean up, then end
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C does: clean up, then end
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: sys.exit(TERMINATED))
     try:
         from densify.cli.app import app
 

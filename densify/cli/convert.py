@@ -66,6 +66,7 @@ def convert(
     if not outputs and not dry_run:
         raise UsageError("no output: name one with -o FILE (.safetensors, .pth or .onnx), or try with --dry-run")
     check_writable(outputs, overwrite)
+    o.check_inputs_stay(outputs, weights)
     picked = o.choice(start, layer, output_stride, head_only)
     size, means, stds = o.size(input_size), o.numbers(mean, "--mean"), o.numbers(std, "--std")
     run = o.Run(device, dtype, rtol, atol, seed, tuple(sample or ()))
@@ -81,6 +82,7 @@ def convert(
     asked = Asked(model, weights, pretrained, init, seed, tuple(model_arg or ()))
     found = with_preprocessing(asked.resolve(), means, stds)
     shape = (1, *known_size(size, found))
+    o.check_channels(found.mean, found.std, shape[1])
     dense = _build(asked, found, Options(shape, picked, **o.rewriting(padding, head, form, merge)), voice)
     samples = checking.inputs(run, shape[1:], found.mean, found.std, dense)
     report = checking.check_laws(None, dense, samples, run, voice)

@@ -58,6 +58,7 @@ def inverse(
     """
     outputs = list(output or ())
     check_writable(outputs, overwrite)
+    o.check_inputs_stay(outputs, Path(dense), weights)
     run = o.Run(device, dtype, rtol, atol, seed, tuple(sample or ()))
     voice = o.Voice(json, verbose, quiet)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -246,3 +247,26 @@ def size(text: str | None) -> tuple[int, ...] | None:
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or not 2 <= len(parts) <= 4:
         raise UsageError(f"--input-size {text}: has to be channels and spatial sizes, such as 3,224,224")
     return tuple(int(part) for part in parts)
+
+
+def check_inputs_stay(outputs: Sequence[Path], *inputs: Path | None) -> None:
+    """Refuse an output that would replace what it is made from.
+
+    Raises:
+        UsageError: naming it.
+    """
+    read = {path.resolve() for path in inputs if path is not None}
+    for path in outputs:
+        if path.resolve() in read:
+            raise UsageError(f"{path}: this is what the command reads; give the output another name")
+
+
+def check_channels(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> None:
+    """Refuse a mean or a standard deviation that has not one value per channel.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    for name, values in (("--mean", mean), ("--std", std)):
+        if values is not None and len(values) not in (1, channels):
+            raise UsageError(f"{name}: {len(values)} values for {channels} channels; give one for each")

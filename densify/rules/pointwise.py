@@ -15,7 +15,7 @@ def pointwise(op: Op, source: Map, *, padding: str) -> Rewrite:
 @rule(ShapeOf)
 def shape_of(op: ShapeOf, source: Map, *, padding: str) -> Rewrite:
     """A program reads the original's sizes, N / e along every axis."""
-    if padding == "same" and any(axis.lattice.stride > 1 for axis in source.axes):
+    if padding == "same" and op.spatial and any(axis.lattice.stride > 1 for axis in source.axes):
         raise Refused('it reads a size that padding="same" does not keep', 'Use padding="full" or padding="valid"')
     if op.total and not source.untouched:
         raise Refused("it reads a tensor's number of elements", "Write it as the product of the shape it means")

@@ -74,7 +74,7 @@ class _Reader:
     def visit(self, node: fx.Node) -> None:
         if "constant" in node.meta:
             raise ConversionError(
-                f"{node.meta['owner'] or 'the model'} ({source_line(node)}): its forward makes a constant tensor, "
+                f"{node.meta['owner'] or 'the model'} ({source_line(node)}): its forward makes a tensor of its own, "
                 "which has no name in the state_dict. Make it once in __init__ with register_buffer(persistent=False)."
             )
         inputs = tuple(dict.fromkeys(n for n in node.all_input_nodes if n in self.layouts))
@@ -121,14 +121,16 @@ class _Reader:
             return op
         if layouts == {Layout.VECTOR} and isinstance(call.result, Tensor) and call.result.dim() == 2:
             return Rows()
-        layout, sizes = self._found(call.node, self.sizes[before])
-        return Other(tuple(Fraction(n, max(m, 1)) for n, m in zip(sizes, self.sizes[before], strict=True)), layout)
+        wide = tuple(max(sizes) for sizes in zip(*(self.sizes[node] for node in call.maps), strict=True))
+        layout, sizes = self._found(call.node, wide)
+        return Other(tuple(Fraction(n, max(m, 1)) for n, m in zip(sizes, wide, strict=True)), layout)
 
     def _place(self, call: Call, op: Op) -> None:
         """Remember what the result of a node is."""
         node, before = call.node, self.sizes[call.maps[0]]
         if isinstance(op, Other):
-            sizes = tuple(int(n * scale) for n, scale in zip(before, op.scales, strict=True))
+            wide = tuple(max(sizes) for sizes in zip(*(self.sizes[node] for node in call.maps), strict=True))
+            sizes = tuple(int(n * scale) for n, scale in zip(wide, op.scales, strict=True))
             self._remember(node, op.layout, sizes)
             return
         first = node.meta["value"] if isinstance(node.meta["value"], Tensor) else node.meta["value"][0]

@@ -309,14 +309,24 @@ def random_regions(call: Call) -> Op | None:
 def attribute(call: Call) -> Op | None:
     """Attributes that are the tensor itself; what is not a tensor (dtype, device) is no business of a rule."""
     if reads_shape(call):
-        return ShapeOf()
+        return ShapeOf(spatial=not _reads_batch_only(call))
     return Pointwise() if call.node.args[1] in ("data", "real") else None
 
 
 @reads("size", "dim", "ndimension", "numel", "nelement", torch.numel)
 def shape_of(call: Call) -> Op | None:
     name = getattr(call.node.target, "__name__", str(call.node.target))
-    return ShapeOf(total=name in ("numel", "nelement"))
+    return ShapeOf(total=name in ("numel", "nelement"), spatial=not _reads_batch_only(call))
+
+
+def _reads_batch_only(call: Call) -> bool:
+    """Whether a program asks for the batch or the channels alone, or for the rank."""
+    node = call.node
+    if node.target in ("dim", "ndimension") or (node.target is getattr and node.args[1] == "ndim"):
+        return True
+    if node.target == "size" and len(node.args) > 1:
+        return node.args[1] in (0, 1)
+    return all(user.target is operator.getitem and user.args[1] in (0, 1) for user in node.users)
 
 
 def reads_shape(call: Call) -> bool:

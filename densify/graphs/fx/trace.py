@@ -54,12 +54,26 @@ def trace(model: nn.Module, example: Tensor, *, training: bool) -> fx.Graph:
             f"{type(model).__name__} has forward hooks of its own, which its dense form would leave out. Remove them, "
             "or put them on a layer inside."
         )
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ConversionError(f"this is a {type(model).__name__} around a model: give its .module.")
+    needed = [p for p in inspect.signature(model.forward).parameters.values() if p.default is p.empty]
+    if len([p for p in needed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]) > 1:
+        names = ", ".join(p.name for p in needed)
+        raise ConversionError(
+            f"{type(model).__name__}.forward needs several inputs ({names}), and densify follows one image through a "
+            "network. Give it a module whose forward takes the image alone."
+        )
     if training and example.shape[0] == 1:
         example = torch.cat([example, example])  # BatchNorm refuses to learn from a single value
     try:
         return _trace(on_meta(model), example.to("meta"), training)
     except Exception:
         # Meta tensors have no values: only a run on real ones tells whether the model or the meta device is at fault.
+        if example.is_meta:
+            raise ConversionError(
+                f"cannot trace {type(model).__name__} without its weights: its program looks at values, or it does not "
+                "run on this example."
+            ) from None
         root = copy.deepcopy(model)
         try:
             return _trace(root, example, training)
