@@ -52,7 +52,7 @@ def inverse(
     """Give a dense network's weights back (dpoa).
 
     Proves that the original architecture equals the dense network on its grid and says which parameters changed since
-    the conversion. The written state_dict loads into the original class without densify.
+    the conversion. The state_dict (of a .pth: its entry "state_dict") loads into the original class without densify.
 
     Example: densify inverse finetuned.safetensors --weights vgg16.pth -o fast.safetensors -o fast.onnx
     """
