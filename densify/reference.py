@@ -1,4 +1,5 @@
-"""MODEL references: `torchvision:NAME`, `path/to/file.py:factory`, `package.module:factory`.
+"""MODEL references: `torchvision:NAME`, `timm:NAME`, a folder as timm writes it, `path/to/file.py:factory`,
+`package.module:factory`.
 
 The last two run the code that they name; `runs_code` tells without running any. Nothing is downloaded
 unless `build(pretrained=True)` asks for it.
@@ -8,36 +9,24 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from densify.errors import ConversionError, DensifyError, UsageError
+from densify.errors import CheckpointError, ConversionError, DensifyError, UsageError
 from densify.factories import code_of, import_file, import_package, place, told
 from densify.fit import load_into
-from densify.weights import Weights
+from densify.registries import LIBRARIES, Entry, Preprocessing, load_as_timm, nearest, of_folder, registered
+from densify.weights import Weights, read_weights
 
-_FORMS = "torchvision:NAME, path/to/file.py:factory or package.module:factory"
+_FORMS = "torchvision:NAME, timm:NAME, a folder with config.json, path/to/file.py:factory or package.module:factory"
 _WORDS: dict[str, bool | None] = {"true": True, "false": False, "none": None}
-_SLOW_INIT = ("googlenet", "inception_v3")  # they warn unless told whether to initialise
-# What torchvision sets when it loads its own weights, and what a checkpoint file cannot say.
-_PRETRAINED: dict[str, dict[str, object]] = {
-    "googlenet": {"transform_input": True, "aux_logits": False},
-    "inception_v3": {"transform_input": True},
-    "fcn_resnet50": {"aux_loss": True},
-    "fcn_resnet101": {"aux_loss": True},
-    "deeplabv3_resnet50": {"aux_loss": True},
-    "deeplabv3_resnet101": {"aux_loss": True},
-    "deeplabv3_mobilenet_v3_large": {"aux_loss": True},
-}
 
 
 @dataclass(frozen=True)
@@ -45,13 +34,15 @@ class ModelReference:
     """A model that can be built again.
 
     Attributes:
-        kind: "torchvision", "file" or "package".
+        kind: "torchvision", "timm", "file" or "package".
         text: the reference as it was given.
         arguments: what the factory is called with.
         input_size: the reference size (C, spatial ...) in samples, where the model's metadata tells it:
-            torchvision's, or the constant INPUT_SIZE of the factory's module.
+            the library's, a folder's, or the constant INPUT_SIZE of the factory's module.
         mean, std: preprocessing per channel, in units of [0, 1], likewise (MEAN, STD).
         sha256: of a factory file.
+        folder: of a factory file, whose neighbours it may import.
+        entry: of a library's model.
     """
 
     kind: str
@@ -63,16 +54,20 @@ class ModelReference:
     std: tuple[float, ...] | None = None
     sha256: str | None = None
     folder: Path | None = field(default=None, repr=False, compare=False)
+    entry: Entry | None = field(default=None, repr=False, compare=False)
 
     @property
-    def name(self) -> str:
-        """The factory's name."""
-        return self.text.rpartition(":")[2]
+    def weights(self) -> Path | None:
+        """The weights that the reference itself brings: a folder's."""
+        return self.entry.folder.weights if self.entry is not None and self.entry.folder is not None else None
 
     @property
     def portable(self) -> str:
         """The reference as a file may keep it: an absolute path would tell of this machine, and lead nowhere on
-        another. One under the working folder becomes relative, of any other the file's name is left."""
+        another. One under the working folder becomes relative, of any other the file's name is left; a folder's
+        architecture and arguments are all that its weights need."""
+        if self.entry is not None:
+            return self.entry.reference
         path, _, factory = self.text.rpartition(":")
         if self.kind != "file" or not Path(path).is_absolute():
             return self.text
@@ -82,48 +77,41 @@ class ModelReference:
 
     @property
     def advice(self) -> str | None:
-        """What to know when the weights come from a file: the inputs' rescaling of torchvision's own GoogLeNet and
-        Inception checkpoints is an argument, not a weight."""
-        implied = _PRETRAINED.get(self.name, {}) if self.kind == "torchvision" else {}
-        if "transform_input" in implied and "transform_input" not in self.arguments:
-            return f"torchvision's own checkpoints of {self.name} expect --model-arg transform_input=true"
-        return None
+        """What to know when the weights come from a file."""
+        return None if self.entry is None else self.entry.advice(self.arguments)
 
     def pretrained(self) -> ModelReference:
-        """The reference with the arguments that torchvision's pretrained weights imply, those given first.
+        """The reference with the arguments that the library's pretrained weights imply, those given first.
 
         This is the one to record: built anew without weights, it takes what `build(pretrained=True)` returned.
         """
-        self._check_torchvision()
-        return replace(self, arguments={**_PRETRAINED.get(self.name, {}), **self.arguments})
+        return replace(self, arguments={**self._library().implied, **self.arguments})
 
     def build(self, meta: bool = False, pretrained: bool = False, seed: int | None = None) -> nn.Module:
         """The model, in the mode in which its factory leaves it.
 
-        torchvision's models get random weights, a backbone's included, unless `pretrained`. A model whose
+        A library's models get random weights, a backbone's included, unless `pretrained`. A model whose
         checkpoint expects `transform_input` (GoogLeNet, Inception) needs it in `arguments`, see `advice`.
 
         Args:
             meta: build on the meta device: quick, and without memory or numbers.
-            pretrained: with torchvision's own weights, downloaded where they are not in its cache.
+            pretrained: with the library's own weights, downloaded where they are not in its cache.
             seed: makes random weights repeatable; the global random state is left as it was.
 
         Raises:
             UsageError: arguments that the factory does not take, a download that fails.
             ConversionError: a factory that fails or returns no nn.Module.
         """
-        arguments = {**self._defaults(), **self.arguments}
+        arguments = {**({} if self.entry is None else self.entry.arguments), **self.arguments}
         if pretrained:
-            self._check_torchvision()
-            implied = _PRETRAINED.get(self.name, {}).items()  # the builder sets these, and refuses to be told some
-            arguments = {**dict(item for item in self.arguments.items() if item not in implied), "weights": "DEFAULT"}
+            arguments = self._library().downloading(self.arguments)
         with contextlib.ExitStack() as stack:
             if seed is not None:
                 stack.enter_context(torch.random.fork_rng(devices=[]))
                 torch.default_generator.manual_seed(seed)
             if meta:
                 stack.enter_context(torch.device("meta"))
-            model = self._call(arguments)
+            model = self._call(arguments, pretrained)
         if not isinstance(model, nn.Module):
             raise ConversionError(f"{self.text}: returned {type(model).__name__}; it has to return a torch.nn.Module")
         return model
@@ -145,19 +133,35 @@ class ModelReference:
             load_into(model, weights.tensors, weights.source)
         return model
 
-    def _check_torchvision(self) -> None:
-        if self.kind != "torchvision":
-            raise UsageError(f"{self.text}: --pretrained is for torchvision:NAME; give the weights with --weights FILE")
+    def build_stored(self) -> nn.Module:
+        """The model with the weights that the reference itself brings, see `weights`.
 
-    def _defaults(self) -> dict[str, object]:
-        if self.kind != "torchvision":
-            return {}
-        parameters = inspect.signature(self.factory).parameters
-        backbone = {"weights_backbone": None} if "weights_backbone" in parameters else {}
-        init = {"init_weights": True} if self.name in _SLOW_INIT else {}
-        return {"weights": None, **backbone, **init}
+        Raises:
+            UsageError: it brings none.
+            CheckpointError: they cannot be read or do not fit, as timm would load them either.
+            UnsafeError: reading them would run code.
+        """
+        if self.weights is None:
+            raise UsageError(f"{self.text}: it brings no weights; give some with --weights FILE")
+        weights = read_weights(self.weights)
+        try:
+            return self.build_with(weights)
+        except CheckpointError:
+            folder = self._library().folder
+            if folder is None or self.arguments != folder.arguments:
+                raise
+            with contextlib.suppress(Exception):  # what does not fit is already said, and better
+                return load_as_timm(folder)
+            raise
 
-    def _call(self, arguments: Mapping[str, object]) -> object:
+    def _library(self) -> Entry:
+        if self.entry is None:
+            raise UsageError(
+                f"{self.text}: --pretrained is for torchvision:NAME and timm:NAME; give the weights with --weights FILE"
+            )
+        return self.entry
+
+    def _call(self, arguments: Mapping[str, object], pretrained: bool) -> object:
         try:
             inspect.signature(self.factory).bind(**arguments)
         except (TypeError, ValueError) as error:
@@ -167,17 +171,18 @@ class ModelReference:
             with code_of(self.folder):
                 return self.factory(**arguments)
         except (Exception, SystemExit) as error:
-            raise self._explained(error, arguments) from error
+            raise self._explained(error, pretrained) from error
 
-    def _explained(self, error: BaseException, arguments: Mapping[str, object]) -> DensifyError:
-        if arguments.get("weights") == "DEFAULT" and isinstance(error, OSError | RuntimeError):
+    def _explained(self, error: BaseException, pretrained: bool) -> DensifyError:
+        if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+            return UsageError(f"{self.text}: {error}; check --model-arg")
+        if pretrained and isinstance(error, ValueError) and not isinstance(error, OSError):  # some of timm's are both
+            return UsageError(f"{self.text}: {error}; check --model-arg")
+        if pretrained and isinstance(error, Exception):
             return UsageError(
-                f"{self.text}: torchvision's weights could not be downloaded ({error}); "
+                f"{self.text}: {self.kind}'s weights could not be downloaded ({' '.join(str(error).split())[:300]}); "
                 "try again with a connection, or give the checkpoint with --weights FILE"
             )
-        disagrees = arguments.get("weights") == "DEFAULT" and isinstance(error, ValueError)
-        if disagrees or (isinstance(error, TypeError) and "unexpected keyword argument" in str(error)):
-            return UsageError(f"{self.text}: {error}; check --model-arg")
         return ConversionError(f"{self.text}: building the model failed{place(error, self.factory)}: {told(error)}")
 
 
@@ -202,7 +207,15 @@ def parse_model_args(texts: Sequence[str]) -> dict[str, object]:
 
 def runs_code(reference: str) -> bool:
     """Whether building this reference runs code that the reference names. Looks at the text alone."""
-    return not reference.startswith("torchvision:")
+    return reference.partition(":")[0] not in LIBRARIES
+
+
+def is_folder(reference: str) -> bool:
+    """Whether this is the path of an existing folder."""
+    try:
+        return bool(reference) and Path(reference).expanduser().is_dir()
+    except (OSError, RuntimeError):  # too long for a path; the home of nobody
+        return False
 
 
 def resolve(reference: str, arguments: Mapping[str, object] | None = None) -> ModelReference:
@@ -212,51 +225,28 @@ def resolve(reference: str, arguments: Mapping[str, object] | None = None) -> Mo
 
     Raises:
         UsageError: a reference of no known form, or a name, file, package or factory that does not exist or
-            cannot be imported, the nearest names given.
+            cannot be imported, the nearest names given; a library that is not installed.
+        CheckpointError: a folder whose config.json cannot be read.
     """
-    where, sign, name = reference.rpartition(":")
-    if not sign or not where or not name:
-        raise UsageError(f"{reference}: not a model reference; it has to be {_FORMS}")
     given = dict(arguments or {})
-    if where == "torchvision":
-        return _torchvision(reference, name, given)
+    library, _, name = reference.partition(":")
+    if library in LIBRARIES and name:  # before all else: `runs_code` says that these run no code
+        return _of_library(reference, given, *registered(library, name, given))
+    if is_folder(reference):
+        return _of_library(reference, given, *of_folder(Path(reference).expanduser(), given))
+    where, sign, name = reference.rpartition(":")
+    if not sign or not where or not name or where in LIBRARIES:
+        raise UsageError(f"{reference}: not a model reference; it has to be {_FORMS}")
     if where.endswith(".py"):
         return _from_module(reference, given, "file", *import_file(reference, Path(where).expanduser()))
     return _from_module(reference, given, "package", import_package(reference, where), None, None)
 
 
-# ---- torchvision ---------------------------------------------------------------------------------
-
-
-def _torchvision(reference: str, name: str, arguments: dict[str, object]) -> ModelReference:
-    try:
-        from torchvision import models
-    except (ImportError, RuntimeError) as error:
-        raise UsageError(
-            f"{reference}: torchvision cannot be imported ({error}); install it together with torch, in one command"
-        ) from error
-    if name not in models.list_models():
-        raise UsageError(f"{reference}: torchvision has no model {name!r}; {_nearest(name, models.list_models())}")
-    if "weights" in arguments:
-        raise UsageError(f"{reference}: give weights with --pretrained or --weights FILE, not as a model argument")
-    return ModelReference(
-        "torchvision", reference, arguments, models.get_model_builder(name), *_metadata(models.get_model_weights(name))
-    )
-
-
-def _metadata(
-    weights: Any,
-) -> tuple[tuple[int, ...] | None, tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Input size, mean and std of torchvision's default weights, as far as they are those of a 2-D image model."""
-    if not len(weights):
-        return None, None, None
-    preset = weights.DEFAULT.transforms()
-    mean, std = getattr(preset, "mean", None), getattr(preset, "std", None)
-    size = getattr(preset, "crop_size", None) or getattr(preset, "resize_size", None)
-    if mean is None or std is None or size is None or type(preset).__name__ == "VideoClassification":
-        return None, None, None
-    height, width = size if len(size) == 2 else (size[0], size[0])
-    return (len(mean), height, width), tuple(mean), tuple(std)
+def _of_library(
+    reference: str, given: Mapping[str, object], entry: Entry, preprocessing: Preprocessing
+) -> ModelReference:
+    arguments = {**(entry.arguments if entry.folder is not None else {}), **given}
+    return ModelReference(entry.library, reference, arguments, entry.factory, *preprocessing, entry=entry)
 
 
 # ---- files and packages --------------------------------------------------------------------------
@@ -269,7 +259,7 @@ def _from_module(
     factory = getattr(module, name, None)
     if factory is None:
         own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UsageError(f"{reference}: there is no {name!r} in it; {_nearest(name, own)}")
+        raise UsageError(f"{reference}: there is no {name!r} in it; {nearest(name, own)}")
     if not callable(factory) or isinstance(factory, nn.Module):
         raise UsageError(f"{reference}: {name} is no factory; name a function or class that returns the model")
     size, mean, std = (_constant(reference, module, key) for key in ("INPUT_SIZE", "MEAN", "STD"))
@@ -300,11 +290,6 @@ def _value(text: str) -> object:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or sorted(names)[:10]
-    return f"the nearest names are {', '.join(near)}" if near else "it defines none"
 
 
 def _parameters(factory: Callable[..., object]) -> str:

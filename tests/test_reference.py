@@ -103,6 +103,8 @@ def test_arguments_reach_the_builder() -> None:
         resolve("torchvision:squeezenet1_1", {"classes": 7}).build(meta=True)
     with pytest.raises(UsageError, match="--pretrained or --weights"):
         resolve("torchvision:squeezenet1_1", {"weights": "DEFAULT"})
+    with pytest.raises(UsageError, match=r"not as a model argument \(weights_backbone\)"):
+        resolve("torchvision:fcn_resnet50", {"weights_backbone": "DEFAULT"})
 
 
 def test_unknown_torchvision_name() -> None:
@@ -206,8 +208,11 @@ def test_package_of_the_current_folder(factory: str, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("vgg16", "not a model reference; it has to be torchvision:NAME, path/to/file.py:factory"),
+        ("vgg16", "not a model reference; it has to be torchvision:NAME, timm:NAME, a folder with config.json"),
         (":vgg16", "not a model reference"),
+        ("~nobody_of_this_name", "not a model reference"),
+        ("x" * 5000, "not a model reference"),
+        ("torchvision:nets.py:small", "torchvision has no model 'nets.py:small'"),
         ("torchvision:", "not a model reference"),
         ("nowhere/nets.py:small", "there is no file nowhere/nets.py"),
         ("no_such_package.nets:small", "there is no package or module 'no_such_package'"),
@@ -270,7 +275,7 @@ def test_an_interrupt_is_no_error_of_the_file(tmp_path: Path) -> None:
 
 
 def test_pretrained_is_torchvisions(factory: str) -> None:
-    with pytest.raises(UsageError, match="--pretrained is for torchvision:NAME"):
+    with pytest.raises(UsageError, match="--pretrained is for torchvision:NAME and timm:NAME"):
         resolve(factory + "small").build(pretrained=True)
 
 
@@ -365,13 +370,34 @@ def test_values_are_never_run() -> None:
 
 def test_runs_code_looks_at_the_text_alone() -> None:
     assert not runs_code("torchvision:vgg16")
+    assert not runs_code("timm:resnet50")
     assert runs_code("nowhere/nets.py:small")
     assert runs_code("torchvision.models:vgg16")
 
 
-def test_importing_this_module_does_not_import_torchvision() -> None:
-    code = "import sys, densify.reference; sys.exit('torchvision' in sys.modules)"
+def test_importing_this_module_does_not_import_a_library_of_models() -> None:
+    code = "import sys, densify.reference; sys.exit('torchvision' in sys.modules or 'timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_librarys_prefix_never_leads_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`runs_code` calls it safe, so that a recipe may name it: nothing behind the prefix may run."""
+    for library in ("torchvision", "timm"):
+        (tmp_path / f"{library}:x").mkdir()
+        (tmp_path / f"{library}:x" / "net.py").write_text("raise SystemExit('this ran')\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="has no model"):
+        resolve("torchvision:x/net.py:net")
+    with pytest.raises(UsageError, match=r"has no model|needs timm"):
+        resolve("timm:x/net.py:net")
+
+
+def test_timm_need_not_be_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    (tmp_path / "config.json").write_text('{"architecture": "resnet50"}')
+    for reference in ("timm:resnet50", str(tmp_path)):
+        with pytest.raises(UsageError, match=r"needs timm, which cannot be imported .*; install it: pip install timm"):
+            resolve(reference)
 
 
 def test_a_file_keeps_no_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

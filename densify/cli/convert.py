@@ -129,7 +129,9 @@ def _results(voice: o.Voice, model: str, dense: Dense, report: Report, written: 
 
 def _next(outputs: Sequence[Path], asked: Asked, found: ModelReference) -> list[str]:
     """What one may want to do with the first file."""
+    from densify.reference import runs_code
+
     file = shlex.quote(str(outputs[0]))
-    code = "" if found.kind == "torchvision" else " --trust-code"
+    code = " --trust-code" if runs_code(found.portable) else ""
     back = shlex.quote(str(outputs[0].with_name(f"{outputs[0].stem}-dpoa.safetensors")))
     return [f"densify verify {file}{code}", f"densify inverse {file}{code} -o {back}"]

@@ -16,7 +16,7 @@ from densify.cli.options import Init, Run, Voice
 from densify.errors import ConversionError, DensifyError, UsageError
 from densify.onnx_file import read_onnx_weights
 from densify.recipe import Recipe
-from densify.reference import ModelReference, parse_model_args, resolve
+from densify.reference import ModelReference, is_folder, parse_model_args, resolve
 from densify.weights import WEIGHT_SUFFIXES, Weights, read_weights
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -58,8 +58,11 @@ class Asked:
         given = [name for name, value in ways.items() if value]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} do not go together: give one of them")
+        if not given and found.weights is not None:
+            voice.say(f"building {self.model} with the weights of {found.weights}")
+            return found.build_stored().eval()
         if not given:
-            own = "" if found.kind != "torchvision" else "--pretrained for torchvision's own, which are downloaded; "
+            own = "" if found.entry is None else found.entry.offer
             raise UsageError(
                 f"{self.model}: where do its weights come from? Give --weights FILE; {own}"
                 "or --init random --seed N for trying out"
@@ -75,7 +78,7 @@ class Asked:
 
 def is_file(text: str) -> bool:
     """Whether an argument means a file of weights, not a reference."""
-    return Path(text).suffix.lower() in WEIGHT_SUFFIXES
+    return Path(text).suffix.lower() in WEIGHT_SUFFIXES and not is_folder(text)
 
 
 def read_file(path: Path | str) -> Weights:
@@ -99,7 +102,7 @@ def refuse_file(text: str) -> None:
     if weights.recipe is None and text.lower().endswith(".onnx"):
         raise ConversionError(
             f"{text}: converting ONNX files is not supported yet; give the torch model as a reference "
-            "(torchvision:NAME, file.py:factory or package.module:factory) with --weights FILE"
+            "(torchvision:NAME, timm:NAME, file.py:factory or package.module:factory) with --weights FILE"
         )
     if weights.recipe is None:
         raise UsageError(

@@ -51,7 +51,7 @@ class DType(StrEnum):
     bfloat16 = "bfloat16"
 
 
-_MODEL = "torchvision:NAME, path/to/file.py:factory or package.module:factory"
+_MODEL = "torchvision:NAME, timm:NAME, a timm folder, path/to/file.py:factory or package.module:factory"
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL}.", show_default=False)]
 SurveyedArgument = Annotated[
@@ -61,7 +61,7 @@ SurveyedArgument = Annotated[
 WeightsOption = Annotated[
     Path | None, typer.Option("--weights", metavar="FILE", help="Checkpoint: .safetensors, .pth or .onnx.")
 ]
-PretrainedOption = Annotated[bool, typer.Option("--pretrained", help="torchvision's own weights, downloaded.")]
+PretrainedOption = Annotated[bool, typer.Option("--pretrained", help="The library's own weights, downloaded.")]
 InitOption = Annotated[Init | None, typer.Option("--init", help="Random weights, for trying out.")]
 SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Of all random numbers.")]
 ModelArgOption = Annotated[
