@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from densify.errors import UsageError
 from densify.samples import Sample
+from densify.structure import named
 
 # Largest relative error of equal networks, by dtype (docs/design.md, "When are two tensors equal?").
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
@@ -146,17 +147,9 @@ def difference(expected: Tensor, actual: Tensor) -> tuple[float, float, tuple[in
     return absolute, relative, tuple(int(i) for i in torch.unravel_index(torch.tensor(place), expected.shape))
 
 
-def named_outputs(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+def named_outputs(value: Any) -> Iterator[tuple[str, Tensor]]:
     """All tensors of a model's output with the names that `lattices` gives them."""
-    if isinstance(value, Tensor):
-        yield name or "output", value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from named_outputs(item, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, tuple | list):
-        fields = getattr(value, "_fields", [str(i) for i in range(len(value))])
-        for key, item in zip(fields, value, strict=True):
-            yield from named_outputs(item, f"{name}.{key}" if name else str(key))
+    return named(value, Tensor)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from fractions import Fraction
 from math import prod
 from typing import Any
@@ -15,6 +15,7 @@ from densify.graphs.fx.registry import Call, kind, reader_of
 from densify.graphs.fx.trace import probe, source_line
 from densify.ops import Channelwise, Conv, Flatten, Layout, Linear, Op, Other, Rows, ShapeOf, Unsupported
 from densify.planning import Network, Site
+from densify.structure import named
 
 
 def network(graph: fx.Graph, root: nn.Module, *, training: bool, names: Names | None = None) -> Network:
@@ -72,6 +73,7 @@ class _Reader:
         names.begin()
 
     def visit(self, node: fx.Node) -> None:
+        """Describe one node, where it holds a tensor that depends on the image, or reads the shape of one."""
         if "constant" in node.meta:
             raise ConversionError(
                 f"{node.meta['owner'] or 'the model'} ({source_line(node)}): its forward makes a tensor of its own, "
@@ -178,29 +180,17 @@ def outputs(graph: fx.Graph, maps: Iterable[fx.Node]) -> dict[str, str]:
     known = set(maps)
     (returned,) = next(node for node in graph.nodes if node.op == "output").args
     found: dict[str, str] = {}
-    for name, node in _named(returned, ""):
+    for name, node in named(returned, fx.Node):
         if not isinstance(node.meta["value"], Tensor):
             made = type(node.meta["value"]).__name__
             raise ConversionError(
                 f"the model returns a {made}: it has to return tensors, tuples, lists or dicts of them."
             )
-        if (name or "output") in found:
+        if name in found:
             raise ConversionError(f'the model returns two outputs of the name "{name}". Give them different keys.')
         if node in known:
-            found[name or "output"] = node.name
+            found[name] = node.name
     return found
-
-
-def _named(value: Any, name: str) -> Iterator[tuple[str, fx.Node]]:
-    if isinstance(value, fx.Node):
-        yield name, value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _named(item, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, tuple | list):
-        fields = getattr(value, "_fields", [str(i) for i in range(len(value))])
-        for key, item in zip(fields, value, strict=True):
-            yield from _named(item, f"{name}.{key}" if name else str(key))
 
 
 def _is_image(value: Any) -> bool:

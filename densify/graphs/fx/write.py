@@ -149,6 +149,7 @@ class Writer:
         return self.sizes[key]
 
     def output(self, node: fx.Node) -> None:
+        """The outputs in the original's structure, as the head option has them."""
         moved = {
             self.by_name[key]: self.by_name[self.plan.network.outputs[name]] for name, key in self.full.outputs.items()
         }
@@ -196,6 +197,7 @@ def rows(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
 
 
 def windowed(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    """eConv and ePool, or the op itself where nothing changed."""
     assert isinstance(op, DenseWindowed)
     linear = isinstance(op.op, Conv) and op.op.linear
     if all(window.untouched for window in op.windows) and not linear:
