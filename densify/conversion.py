@@ -154,6 +154,7 @@ def convert(
     padding: str = "full",
     head: str = "dense",
     form: str = "dilated",
+    merge: str = "select",
     share: bool = False,
 ) -> Dense:
     """The dense equivalent of a model (Wu, Xie, Luo: Dense CNN Learning with Equivalent Mappings).
@@ -172,6 +173,8 @@ def convert(
             pooling; "cam": the classifier at every position, without the pooling.
         form: "dilated": eConv and ePool; "fragments": the original's own layers, phases in the batch. Both compute
             the same.
+        merge: what an upsampling inside the network does with a denser map; "select" keeps the phases that have a
+            meaning behind it.
         share: use the model's own tensors instead of copies.
 
     Returns:
@@ -186,7 +189,7 @@ def convert(
         raise UsageError("this network is dense already: convert its original (densify.inverse) anew.")
     source = same_tensors(model) if share else copy.deepcopy(model)
     origin = Origin(tensors=digests(model.state_dict()))
-    return build(source, Options(shape_of(example), choice, padding, head, form), origin, example)
+    return build(source, Options(shape_of(example), choice, padding, head, form, merge), origin, example)
 
 
 def plan(
@@ -198,13 +201,15 @@ def plan(
     output_stride: int | None = None,
     padding: str = "full",
     head: str = "dense",
+    form: str = "dilated",
+    merge: str = "select",
 ) -> Plan:
     """What :func:`convert` would change and what it would cost; changes nothing and needs no weights.
 
     Arguments and errors as for :func:`convert`; the model may be on the meta device.
     """
     choice = _choice(start, layers, output_stride)
-    return Conversion(model, Options(shape_of(example), choice, padding, head), example).plans[False]
+    return Conversion(model, Options(shape_of(example), choice, padding, head, form, merge), example).plans[False]
 
 
 def inspect(model: nn.Module, example: Example) -> Plan:
@@ -321,7 +326,7 @@ def _choice(start: str | None, layers: Sequence[str] | None, output_stride: int 
 
 
 def _check(options: Options) -> None:
-    known: dict[str, Iterable[str]] = {"padding": PADDINGS, "head": HEADS, "form": FORMS}
+    known: dict[str, Iterable[str]] = {"padding": PADDINGS, "head": HEADS, "form": FORMS, "merge": ("select",)}
     for name, values in known.items():
         if getattr(options, name) not in values:
             raise UsageError(f"{name}={getattr(options, name)!r} is not one of {', '.join(values)}.")

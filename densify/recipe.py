@@ -46,7 +46,7 @@ class Options:
     Attributes:
         shape: of the example, [B, C, *spatial]: the reference size.
         choice: which strides go.
-        padding, head, form: as for :func:`densify.convert`.
+        padding, head, form, merge: as for :func:`densify.convert`.
     """
 
     shape: tuple[int, ...]
@@ -54,6 +54,7 @@ class Options:
     padding: str = "full"
     head: str = "dense"
     form: str = "dilated"
+    merge: str = "select"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Recipe:
     def to_json(self) -> str:
         """One line of JSON."""
         content = asdict(self)
-        names = ("densify", "torch", "torchvision", "onnx")
+        names = ("densify", "torch", "torchvision", "timm", "onnx")
         return json.dumps({"format": FORMAT, **content, "versions": {name: _version(name) for name in names}})
 
     @staticmethod
@@ -109,8 +110,8 @@ class Recipe:
 def _version(name: str) -> str:
     try:
         return version(name)
-    except PackageNotFoundError:  # densify run from its sources
-        return "unknown"
+    except PackageNotFoundError:  # densify run from its sources, or a library that is not there
+        return "none"
 
 
 def _read(content: dict[str, Any]) -> Recipe:
@@ -136,6 +137,7 @@ def _read(content: dict[str, Any]) -> Recipe:
             options["padding"],
             options["head"],
             options["form"],
+            options["merge"],
         ),
         chosen=tuple(content["chosen"]),
         lattices=_nested(content["lattices"]),

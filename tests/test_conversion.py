@@ -60,7 +60,7 @@ def test_cam_needs_a_pooling_over_the_whole_map() -> None:
         densify.convert(fixed_window(), (1, 3, 16, 16), layers=[], head="cam")
 
 
-@pytest.mark.parametrize("option", ["padding", "head", "form"])
+@pytest.mark.parametrize("option", ["padding", "head", "form", "merge"])
 def test_unknown_options_are_refused(option: str) -> None:
     with pytest.raises(UsageError, match=f"{option}='other' is not one of"):
         densify.convert(Residual(), X, start="pool", **{option: "other"})  # type: ignore[arg-type]

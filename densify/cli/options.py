@@ -206,14 +206,14 @@ def choice(start: str | None, layers: list[str] | None, output_stride: int | Non
 
 
 def rewriting(padding: Padding, head: Head, form: Form, merge: Merge) -> dict[str, str]:
-    """How to convert, as `densify.recipe.Options` takes it; there is one `merge` so far, which needs no word.
+    """How to convert, as `densify.recipe.Options` takes it.
 
     Raises:
         UsageError: a form that does not go with the padding.
     """
     if form is Form.fragments and padding is not Padding.full:
         raise UsageError(f"--form fragments needs complete phases, which --padding {padding.value} does not make")
-    return {"padding": padding.value, "head": head.value, "form": form.value}
+    return {"padding": padding.value, "head": head.value, "form": form.value, "merge": merge.value}
 
 
 def numbers(text: str | None, flag: str) -> tuple[float, ...] | None:

@@ -41,9 +41,7 @@ def plan(
     from densify.display import show_plan
 
     built, wanted = surveyed(Asked(model, arguments=tuple(model_arg or ())), size, reference, trust_code)
-    found = made(
-        built, (1, *wanted), start=picked.start, layers=picked.layers, output_stride=picked.output_stride,
-        padding=how["padding"], head=how["head"],
-    )  # fmt: skip
+    chosen = {"start": picked.start, "layers": picked.layers, "output_stride": picked.output_stride}
+    found = made(built, (1, *wanted), **chosen, **how)  # type: ignore[arg-type]
     document = {"command": "plan", "model": model, "input_size": list(wanted), **plan_facts(found)}
     emit(voice, document, lambda: show_plan(document))
