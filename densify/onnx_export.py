@@ -278,10 +278,9 @@ def _summary(error: BaseException | None) -> str:
 
 def _translate(program: ExportedProgram, opset: int | None) -> ir.Model:
     """The program as an ONNX graph. optimize=False: the optimiser folds BatchNorm and merges equal tensors."""
+    exact = lowered(program)
     try:
-        result = torch.onnx.export(
-            lowered(program), (), dynamo=True, optimize=False, verbose=False, opset_version=opset
-        )
+        result = torch.onnx.export(exact, (), dynamo=True, optimize=False, verbose=False, opset_version=opset)
     except Exception as error:  # the same here: operators fail with errors of any kind
         cause: BaseException = error
         while cause.__cause__ is not None:  # the outer ones only say that something failed
