@@ -1,7 +1,7 @@
 # `make help` lists what there is. Everything runs in .venv, which the first target that needs it makes.
 SHELL := /bin/bash -eu -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help install lint types test demo clean
+.PHONY: help install lint types test demo coverage-table clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,7 +12,7 @@ WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 install: $(STAMP) ## make .venv with densify and its development tools
 
@@ -48,6 +48,14 @@ demo: $(STAMP) ## convert, verify and give back a small trained model
 	$(BIN)/densify verify $(DEMO)/dense.safetensors $(SAMPLES) --trust-code
 	$(BIN)/densify inverse $(DEMO)/dense.safetensors --trust-code -o $(DEMO)/dpoa.safetensors -o $(DEMO)/dpoa.onnx --overwrite
 	$(BIN)/densify verify $(DEMO)/dpoa.safetensors $(DEMO)/dense.safetensors $(SAMPLES) --trust-code
+
+coverage-table: $(STAMP) ## docs/coverage.md: torchvision's networks and what peers make of them (half an hour, resumes)
+	if command -v uv >/dev/null; then \
+	    uv pip install --python $(BIN)/python -c constraints.txt -e '.[peers]'; \
+	else \
+	    $(BIN)/python -m pip install -c constraints.txt -e '.[peers]'; \
+	fi
+	$(BIN)/python benchmarks/coverage.py
 
 clean: ## remove what the other targets made, .venv included
 	rm -rf build dist .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info

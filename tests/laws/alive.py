@@ -26,7 +26,9 @@ def enliven(model: nn.Module, shape: Sequence[int], seed: int = 0) -> nn.Module:
     """Give a model weights that carry a signal; returns it in eval mode.
 
     BatchNorm statistics are measured on data and then perturbed, its gains are away from zero, and every convolution
-    and Linear layer is scaled so that its results have about unit deviation.
+    and Linear layer is scaled so that its results have about unit deviation. Its biases leave most of an activation's
+    inputs positive: random networks of a hundred layers are chaotic otherwise, and their outputs rounding noise. Gains
+    that begin near zero (ConvNeXt's layer scales) would hide whole blocks: they become those of a trained network.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -36,8 +38,12 @@ def enliven(model: nn.Module, shape: Sequence[int], seed: int = 0) -> nn.Module:
             if module.bias is not None:
                 module.bias.data = torch.randn(module.bias.shape, generator=generator) * 0.1
         elif isinstance(module, _NORMS):
-            module.weight.data = 0.5 + torch.rand(module.weight.shape, generator=generator)
-            module.bias.data = torch.randn(module.bias.shape, generator=generator) * 0.2
+            module.weight.data = 0.5 + torch.rand(module.weight.shape, generator=generator) / 2
+            module.bias.data = 1 + torch.randn(module.bias.shape, generator=generator) * 0.2
+        else:
+            for own in module.parameters(recurse=False):
+                if own.dim() in (1, 3) and 0 < own.abs().max() < 1e-3:
+                    own.data = 0.5 + torch.rand(own.shape, generator=generator)
     _measure(model, images(shape, seed + 1))
     for module in model.modules():
         if isinstance(module, _NORMS):
@@ -59,20 +65,14 @@ def _measure(model: nn.Module, x: Tensor) -> None:
             module.bias.data /= deviation
         return result / deviation
 
-    def norm(module: Any, args: tuple[Tensor, ...], result: Tensor) -> Tensor:
+    def norm(module: Any, args: tuple[Tensor, ...]) -> None:
         dims = [0, *range(2, args[0].dim())]
         module.running_mean.data = args[0].mean(dims)
-        module.running_var.data = args[0].var(dims, correction=0) + 1e-3
-        return nn.functional.batch_norm(
-            args[0], module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps
-        )
+        module.running_var.data = args[0].var(dims, correction=0) + 1e-2
 
     handles = [m.register_forward_hook(weighted) for m in model.modules() if isinstance(m, _WEIGHTED)]
-    handles += [m.register_forward_hook(norm) for m in model.modules() if isinstance(m, _NORMS)]
-    model.train()  # auxiliary heads get their statistics too
-    for module in model.modules():
-        if isinstance(module, _NORMS) or type(module).__name__.startswith("Dropout"):
-            module.eval()
+    handles += [m.register_forward_pre_hook(norm) for m in model.modules() if isinstance(m, _NORMS)]
+    model.eval().training = True  # auxiliary heads, which the whole network's mode decides, get their statistics too
     with torch.no_grad():
         model(x)
     for handle in handles:
