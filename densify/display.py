@@ -20,7 +20,7 @@ _RIGHT = ("parameters", "params")
 _UNBROKEN = ("", "k", "s", "p", "step", "field", "params", "lattice", "first at")
 _SHORT = {"kernel": "k", "stride": "s", "pad": "p", "parameters": "params"}
 _MEANING = {
-    "weights": "the state_dict has the original's keys, shapes and dtypes",
+    "weights": "the state_dict has the original's keys, shapes, dtypes and numbers",
     "head": "the head as convolutions equals the original at the reference size",
     "grid": "the dense output on its lattice equals the original's",
     "size": "the dense output has lattice times the original's samples",
