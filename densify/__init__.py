@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from densify.checkpoint import load, save
     from densify.conversion import Dense, convert, inspect, inverse, plan
     from densify.errors import DensifyError
+    from densify.extending import pointwise, rule, sliding_window
     from densify.lattice import Lattice
     from densify.onnx_export import export
     from densify.verification import verify
@@ -26,7 +27,10 @@ _HOMES = {
     "inverse": "conversion",
     "load": "checkpoint",
     "plan": "conversion",
+    "pointwise": "extending",
+    "rule": "extending",
     "save": "checkpoint",
+    "sliding_window": "extending",
     "verify": "verification",
 }
 
@@ -40,7 +44,10 @@ __all__ = [
     "inverse",
     "load",
     "plan",
+    "pointwise",
+    "rule",
     "save",
+    "sliding_window",
     "verify",
 ]
 

@@ -6,6 +6,7 @@ The functions take the documents that the commands print as JSON. Nothing is cut
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -129,6 +130,9 @@ def show_plan(document: Document) -> None:
     for output in document["outputs"]:
         if any(output["repeated"]):
             _line(screen, f"far side: {_repeated(output)}")
+    if document["wrapped"]:
+        kinds = Counter(wrapped["op"] for wrapped in document["wrapped"])
+        _line(screen, f"phase by phase: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
     for waste in document["wasted"]:
         used = f"{waste['used']} of {waste['phases']} phases of its input"
         _line(screen, f"waste: {waste['name']} keeps its stride, so that axis {waste['axis']} uses {used}")

@@ -5,9 +5,11 @@ A reader turns a node of a torch.fx or ONNX graph into one of these ops; a rule 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
+from typing import Any
 
 from densify.lattice import Axis, DenseWindow, Lattice, Window
 
@@ -105,6 +107,19 @@ class PowerPool(Windowed):
 @dataclass(frozen=True)
 class Patches(Windowed):
     """Every window's samples side by side in the channels: pixel_unshuffle, space to depth."""
+
+
+@dataclass(frozen=True)
+class Sliding(Windowed):
+    """A window op from outside the package, see densify.sliding_window.
+
+    Attributes:
+        run: computes it without padding, at any stride and dilation.
+        fill: what its padding holds.
+    """
+
+    run: Callable[..., Any] | None = None
+    fill: float = 0.0
 
 
 @dataclass(frozen=True)

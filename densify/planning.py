@@ -21,8 +21,10 @@ from densify.ops import (
     Layout,
     Map,
     Op,
+    PhaseWise,
     Pointwise,
     Select,
+    Sliding,
     Windowed,
 )
 from densify.rules import Refused, rewrite
@@ -134,6 +136,12 @@ class Plan:
         """Names of the chosen layers in graph order."""
         keys = {key for key, _ in self.chosen}
         return tuple(dict.fromkeys(site.layer for key, site in self.network.sites.items() if key in keys))
+
+    @property
+    def wrapped(self) -> dict[str, str]:
+        """The layers that run on every phase by itself, statistics over the whole map among them, and their ops."""
+        steps = [step for step in self.steps.values() if isinstance(step.op, PhaseWise)]
+        return {s.site.layer: s.site.kind for s in steps if not all(source.untouched for source in s.sources)}
 
     @property
     def cost(self) -> tuple[int, int]:
@@ -263,7 +271,11 @@ def _agrees(site: Site, result: Map) -> None:
     if site.shape[len(site.shape) - len(sizes) :] != sizes:
         raise ConversionError(
             f"{site.layer}: the rule of {site.kind} expects a map of {sizes}, the model made {site.shape}. "
-            "This is a bug in densify: please report the layer's arguments."
+            + (
+                "Mend the geometry that its rule gives."
+                if isinstance(site.op, Sliding)
+                else "This is a bug in densify: please report the layer's arguments."
+            )
         )
 
 

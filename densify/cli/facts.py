@@ -73,6 +73,7 @@ def plan_facts(plan: Plan) -> Facts:
         "changes": [fact for fact in map(_change, plan.steps.values()) if fact is not None],
         "outputs": [_output(plan, name) for name in plan.outputs],
         "cost": {"original": before, "dense": after, "ratio": after / before if before else None},
+        "wrapped": [{"name": name, "op": kind} for name, kind in plan.wrapped.items()],
         "wasted": [fact for step in plan.steps.values() for fact in _waste(step)],
         "exact": plan.exact,
     }

@@ -16,7 +16,17 @@ from densify.layers.phases import (
     to_rows,
     vectors,
 )
-from densify.layers.windows import counts, eavg_pool, econv, emax_pool, epatches, epower_pool, spatial_sizes
+from densify.layers.windows import (
+    counts,
+    eavg_pool,
+    econv,
+    emax_pool,
+    epatches,
+    epower_pool,
+    finished,
+    padded,
+    spatial_sizes,
+)
 
 __all__ = [
     "align",
@@ -30,11 +40,13 @@ __all__ = [
     "epatches",
     "epower_pool",
     "every",
+    "finished",
     "first_phases",
     "from_rows",
     "kernel_of",
     "original_dim",
     "original_shape",
+    "padded",
     "space_to_batch",
     "spatial_sizes",
     "tile",

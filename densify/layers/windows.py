@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from densify.errors import ConversionError
 from densify.lattice import DenseWindow, Layout
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -126,6 +127,29 @@ def epatches(x: Tensor, windows: Sequence[DenseWindow]) -> Tensor:
     count = reduce(lambda a, b: a * b, kernel)
     taps = torch.eye(count, dtype=x.dtype, device=x.device).reshape(count, 1, *kernel)
     return econv(x, taps.repeat(x.shape[1], *[1] * (1 + len(kernel))), None, windows, x.shape[1])
+
+
+def padded(x: Tensor, windows: Sequence[DenseWindow], fill: float, sizes: Sequence[int] | None = None) -> Tensor:
+    """[B, C, *spatial] with the padding that its windows ask for; `sizes` as for :func:`emax_pool`."""
+    return _pad(x, _layouts(x, windows, sizes), fill)
+
+
+def finished(y: Tensor, x: Tensor, windows: Sequence[DenseWindow], sizes: Sequence[int] | None = None) -> Tensor:
+    """What a window op made of the padded `x`, with its far side: [B, K, *spatial].
+
+    Raises:
+        ConversionError: it is not as large as the windows say.
+    """
+    layouts = _layouts(x, windows, sizes)
+    for axis, (window, at) in enumerate(zip(windows, layouts, strict=True)):
+        wanted = (x.shape[2 + axis] + at.low + at.high - window.spacing * (window.kernel - 1) - 1) // window.move + 1
+        made = y.shape[2 + axis]
+        if isinstance(made, int) and isinstance(wanted, int) and made != wanted:
+            raise ConversionError(
+                f"the function of a sliding window made {made} samples along axis {axis} where {wanted} are due: run "
+                f"it with stride {window.move} and dilation {window.spacing}, as it is told, and without padding."
+            )
+    return _far_side(y, layouts)
 
 
 def spatial_sizes(x: Tensor) -> tuple[int, ...]:

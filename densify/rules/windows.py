@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from densify.lattice import densify_window
-from densify.ops import AvgPool, Conv, DenseWindowed, Map, MaxPool, Patches, PowerPool, Windowed
+from densify.ops import AvgPool, Conv, DenseWindowed, Map, MaxPool, Patches, PowerPool, Sliding, Windowed
 from densify.rules.registry import Refused, Rewrite, rule
 
 
-@rule(Conv, MaxPool, AvgPool, PowerPool, Patches)
+@rule(Conv, MaxPool, AvgPool, PowerPool, Patches, Sliding)
 def window(op: Windowed, source: Map, *, padding: str) -> Rewrite:
     """Read at step eST; a removed stride multiplies the eST of what follows (paper, section 2.1)."""
     if source.collapsed and not (isinstance(op, Conv) and op.linear):

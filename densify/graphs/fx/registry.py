@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from densify.errors import UsageError
 from densify.ops import Op
 
 
@@ -61,6 +62,7 @@ class Call:
 
 Reader = Callable[[Call], Op | None]
 _READERS: dict[Any, Reader] = {}
+_ADDED: dict[Any, Reader] = {}  # by users, see densify.extending
 
 
 def reads(*targets: Any) -> Callable[[Reader], Reader]:
@@ -78,6 +80,35 @@ def reads(*targets: Any) -> Callable[[Reader], Reader]:
     return register
 
 
+def add(*targets: Any) -> Callable[[Reader], Reader]:
+    """Register a user's reader; of two for one target the last counts.
+
+    Raises:
+        UsageError: a target that is no module class and no function, or one that densify has a rule for.
+    """
+    for target in targets:
+        what = getattr(target, "__name__", repr(target))
+        if isinstance(target, nn.Module):
+            raise UsageError(f"a rule is for the class {type(target).__name__}, not for one instance of it.")
+        if not callable(target) or (isinstance(target, type) and not issubclass(target, nn.Module)):
+            raise UsageError(f"a rule is for a class of torch.nn.Module or a function, not for {what}.")
+        if not isinstance(target, type) and what.startswith("_"):
+            raise UsageError(f"{what}: torch.fx looks for no name that begins with _; give the function another one.")
+        if target in _READERS:
+            raise UsageError(f"densify has a rule for {what}: give a subclass, or a function of your own, another one.")
+
+    def register(reader: Reader) -> Reader:
+        _ADDED.update(dict.fromkeys(targets, reader))
+        return reader
+
+    return register
+
+
+def added() -> list[Any]:
+    """The modules and functions that users gave rules: a tracer does not look inside."""
+    return list(_ADDED)
+
+
 def everywhere(names: str) -> list[Any]:
     """The functions, in-place forms and tensor methods that torch and python offer under these names."""
     found: dict[Any, None] = {}
@@ -93,11 +124,13 @@ def everywhere(names: str) -> list[Any]:
 
 def reader_of(call: Call) -> Reader | None:
     """The reader of a node, if there is one."""
+    target: Any = call.node.target
     if call.module is not None:
-        return _READERS.get(type_before_parametrizations(call.module))
-    target = call.node.target
-    qualified = f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', '')}"
-    return _READERS.get(target) or _READERS.get(qualified)
+        target = type_before_parametrizations(call.module)
+    elif not isinstance(target, str):
+        qualified = f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', '')}"
+        return _ADDED.get(target) or _READERS.get(target) or _READERS.get(qualified)
+    return _ADDED.get(target) or _READERS.get(target)
 
 
 def kind(call: Call) -> str:

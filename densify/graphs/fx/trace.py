@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from densify.errors import ConversionError
+from densify.graphs.fx.registry import added
 
 
 def same_tensors(model: nn.Module, convert: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
@@ -164,7 +166,10 @@ class ExampleTracer(fx.Tracer):
     """
 
     def __init__(self, example: Tensor) -> None:
-        super().__init__()
+        functions = [target for target in added() if not isinstance(target, type)]
+        super().__init__(autowrap_functions=tuple(functions))
+        # A function is also called by way of its module: median.filter(x).
+        self._autowrap_search += [m for f in functions if (m := inspect.getmodule(f)) is not None]
         self.record_stack_traces = True
         self.example = example
         self.running = False
@@ -176,7 +181,10 @@ class ExampleTracer(fx.Tracer):
         return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """A convolution that pads by reflection and the like is traced into its padding and itself."""
+        """A module with a rule from outside is one node; a convolution that pads by reflection and the like is traced
+        into its padding and itself."""
+        if type_before_parametrizations(m) in added():
+            return True
         if isinstance(m, _ConvNd) and not isinstance(m, _ConvTransposeNd) and m.padding_mode != "zeros":
             return False
         return super().is_leaf_module(m, module_qualified_name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from torch import fx, nn
 from densify import layers
 from densify.graphs.fx.readers import spread
 from densify.graphs.fx.registry import Call
+from densify.lattice import DenseWindow
 from densify.ops import (
     AdaptivePool,
     AvgPool,
@@ -33,6 +34,7 @@ from densify.ops import (
     Rows,
     Select,
     ShapeOf,
+    Sliding,
 )
 from densify.planning import Network, Plan, Step
 from densify.rules.joins import crops, spreads
@@ -207,12 +209,35 @@ def windowed(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
         return _conv(writer, node, op, x)
     if isinstance(op.op, Patches):
         return writer.call(layers.epatches, x, op.windows)
+    if isinstance(op.op, Sliding):
+        return _sliding(writer, node, step, op.windows, op.op)
     if isinstance(op.op, PowerPool):
         return writer.call(layers.epower_pool, x, op.windows, op.op.norm)
     pool = (op.windows, op.op.count_include_pad, op.op.divisor) if isinstance(op.op, AvgPool) else (op.windows,)
-    if any(window.ceil and window.padding == "same" and window.est > 1 for window in op.windows):
-        pool = (*pool, writer.original_sizes(step.site.inputs[0]))
+    pool = (*pool, *_sizes(writer, step, op.windows))
     return writer.call(layers.emax_pool if isinstance(op.op, MaxPool) else layers.eavg_pool, x, *pool)
+
+
+def _sizes(writer: Writer, step: Step, windows: Sequence[DenseWindow]) -> tuple[Any, ...]:
+    """The original's sizes, where a layer needs them beside its windows."""
+    if any(window.ceil and window.padding == "same" and window.est > 1 for window in windows):
+        return (writer.original_sizes(step.site.inputs[0]),)
+    return ()
+
+
+def _sliding(writer: Writer, node: fx.Node, step: Step, windows: tuple[DenseWindow, ...], op: Sliding) -> fx.Node:
+    """A user's function between padding and far side."""
+    key, sizes = step.site.inputs[0], _sizes(writer, step, windows)
+    x = writer.space(writer.by_name[key])
+    operands = [writer.call(layers.padded, x, windows, op.fill, *sizes)]
+    if node.op == "call_module":
+        operands.insert(0, writer.new.create_node("get_attr", str(node.target)))
+    else:
+        operands += [writer.space(other) for other in node.all_input_nodes if other.name != key]
+    stride, dilation = tuple(w.move for w in windows), tuple(w.spacing for w in windows)
+    assert op.run is not None
+    made = writer.new.call_function(op.run, tuple(operands), {"stride": stride, "dilation": dilation})
+    return writer.call(layers.finished, made, x, windows, *sizes)
 
 
 def _conv(writer: Writer, node: fx.Node, op: DenseWindowed, x: fx.Node) -> fx.Node:
