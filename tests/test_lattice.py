@@ -107,12 +107,12 @@ def test_receptive_fields_by_following_nan(padding: str) -> None:
     """A NaN in one pixel reaches the samples whose receptive field ends or begins there, and none beyond."""
     tried = 0
     for seed in range(40):
-        net, choice = random_net(seed, dimensions=1)
+        net, choice = random_net(seed, dimensions=1, plain=True)
         if net.statistic:
             continue
         dense = convert(net, net.reference, **options(choice), padding=padding)
         ((axis,),) = (one.axes for one in dense.plan.outputs.values())
-        _follow_nan(dense, axis, inputs(net.reference), f"random_net({seed}, 1)")
+        _follow_nan(dense, axis, inputs(net.reference), f"random_net({seed}, 1, plain=True)")
         tried += 1
     assert tried > 8
 
@@ -136,7 +136,7 @@ def test_phases_are_shifted_images() -> None:
     """Law 3 in pixels: phase r is what f computes on the image shifted by r * S / e, clear of the borders."""
     compared = 0
     for seed in range(40):
-        net, choice = random_net(seed, dimensions=1)
+        net, choice = random_net(seed, dimensions=1, plain=True)
         if net.statistic or net.window is not None:
             continue
         x = inputs((1, 2, net.reference[2] + 40))

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from laws import fragments, oracle
 from laws.alive import assert_alive
 from laws.checks import check_gradient, check_values, check_weights, options
-from laws.nets import RandomNet, random_net
+from laws.nets import random_net
 from laws.oracle import Weights, check_square, run_dense
+from laws.program import RandomNet
 from torch import Tensor, nn
 
 from densify.conversion import Dense, convert
@@ -164,7 +165,7 @@ def _spoilt(dense: Dense, spoil: Callable[[Tensor], Tensor]) -> Dense:
 
 def _pooled_net() -> tuple[RandomNet, fragments.Choice, Tensor]:
     for seed in range(200):
-        net, choice = random_net(seed, dimensions=2)
+        net, choice = random_net(seed, dimensions=2, plain=True)
         if net.statistic and choice.layers is None:
             dense = convert(net, net.reference, **options(choice))
             if max(max(dense.lattices.values())).stride > 1:
@@ -200,7 +201,7 @@ def test_network_oracle(spoil: Callable[[Tensor], Tensor], law: str) -> None:
 
 def _map_net() -> tuple[RandomNet, fragments.Choice, Tensor]:
     for seed in range(200):
-        net, choice = random_net(seed, dimensions=2)
+        net, choice = random_net(seed, dimensions=2, plain=True)
         if not net.statistic and net.window is None and choice == fragments.Choice(output_stride=1):
             dense = convert(net, net.reference, **options(choice))
             if all(lattice.stride % 2 == 0 for lattice in next(iter(dense.lattices.values()))):
@@ -230,11 +231,11 @@ def test_weight_oracle() -> None:
 
 def test_fragments_with_nothing_chosen_are_the_original() -> None:
     for seed in range(20):
-        net, _ = random_net(seed, dimensions=2)
+        net, _ = random_net(seed, dimensions=2, plain=True)
         x: Any = torch.randint(-3, 4, net.reference).double()
         with torch.no_grad():
             expected = net(x)
-            made = fragments.original(net, x, net.window).reshape(expected.shape)
+            made = fragments.original(net, x, net.window)["output"].reshape(expected.shape)
         assert torch.equal(made, expected) if net.exact else torch.allclose(made, expected, rtol=1e-12)
 
 

@@ -15,87 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from laws.blocks import Block, Computed, Slice
+from laws.windows import Geometry, Kind, conv_geometry, pool_geometry, slide
+
 Phase = tuple[int, ...]
 Chooses = Callable[[str, int, int, int], bool]
-
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-
-
-class Geometry(NamedTuple):
-    """One axis of a window op as torch has it."""
-
-    kernel: int
-    stride: int = 1
-    low: int = 0
-    high: int = 0
-    dilation: int = 1
-    ceil: bool = False
-
-    def fitting(self, n: int) -> int:
-        """Windows that fit at stride 1."""
-        return n + self.low + self.high - self.dilation * (self.kernel - 1)
-
-    def count(self, n: int) -> int:
-        """Outputs, by torch's own formula."""
-        last = self.fitting(n) - 1
-        if not self.ceil:
-            return last // self.stride + 1
-        outputs = (last + self.stride - 1) // self.stride + 1
-        return outputs - 1 if (outputs - 1) * self.stride >= n + self.low else outputs
-
-    def windows(self, n: int, phase: int, est: int, chosen: bool) -> tuple[int, list[int]]:
-        """For one phase of the output: the phase of the input that it reads, and its windows there."""
-        existing = max(self.fitting(n), (self.count(n) - 1) * self.stride + 1)
-        source, first = (
-            (phase % est, phase // est) if chosen else (phase * self.stride % est, phase * self.stride // est)
-        )
-        return source, [min(first + t * self.stride, existing - 1) for t in range(self.count(n))]
-
-
-class Kind(NamedTuple):
-    """What a window op does with the samples in its windows."""
-
-    name: str
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    groups: int = 1
-    count_include_pad: bool = True
-    divisor: int | None = None
-
-
-def slide(x: Tensor, kind: Kind, geometry: Sequence[Geometry], windows: Sequence[Sequence[int]]) -> Tensor:
-    """The results of the windows of these indices (window i begins at sample i - low), each by itself.
-
-    The windows' samples are laid out side by side, so that torch's own op runs without padding or dilation.
-    """
-    kernel = [g.kernel for g in geometry]
-    fill = float("-inf") if kind.name == "max" else 0.0
-    sizes = x.shape[2:]
-    for axis, (g, chosen) in enumerate(zip(geometry, windows, strict=True)):
-        samples = torch.tensor([w - g.low + j * g.dilation for w in chosen for j in range(g.kernel)])
-        inside = (samples >= 0) & (samples < sizes[axis])
-        x = x.index_select(2 + axis, samples.clamp(0, sizes[axis] - 1))
-        x = torch.where(inside.reshape([-1] + [1] * (len(sizes) - 1 - axis)), x, torch.full((), fill, dtype=x.dtype))
-    if kind.name == "max":
-        return _MAX[len(kernel)](x, kernel, kernel)
-    if kind.name == "conv":
-        assert kind.weight is not None
-        return _CONV[len(kernel)](x, kind.weight, kind.bias, kernel, 0, 1, kind.groups)
-    ones = x.new_ones(x.shape[1], 1, *kernel)
-    total = _CONV[len(kernel)](x, ones, None, kernel, 0, 1, x.shape[1])
-    return total / (kind.divisor if kind.divisor is not None else _divisor(sizes, kind, geometry, windows))
-
-
-def _divisor(
-    sizes: Sequence[int], kind: Kind, geometry: Sequence[Geometry], windows: Sequence[Sequence[int]]
-) -> Tensor:
-    divisor = torch.ones((), dtype=torch.float64)
-    for n, g, chosen in zip(sizes, geometry, windows, strict=True):
-        low, high = (-g.low, n + g.high) if kind.count_include_pad else (0, n)
-        count = [max(1, sum(low <= w - g.low + j < high for j in range(g.kernel))) for w in chosen]
-        divisor = divisor[..., None] * torch.tensor(count, dtype=torch.float64)
-    return divisor
 
 
 @dataclass(frozen=True)
@@ -143,31 +67,10 @@ def convolved(
     return parts
 
 
-def _tuple(value: Any, count: int) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, tuple | list) else (value,) * count
-
-
-def conv_geometry(weight: Tensor, stride: Any, padding: Any, dilation: Any) -> list[Geometry]:
-    """Geometry of a convolution from torch's arguments; "same" puts the odd sample on the far side."""
-    kernel = weight.shape[2:]
-    count = len(kernel)
-    dilations = _tuple(dilation, count)
-    spans = [d * (k - 1) for k, d in zip(kernel, dilations, strict=True)]
-    if padding == "same":
-        sides = [(span // 2, span - span // 2) for span in spans]
-    else:
-        sides = [(p, p) for p in _tuple(0 if padding == "valid" else padding, count)]
-    return [
-        Geometry(k, s, low, high, d)
-        for k, s, (low, high), d in zip(kernel, _tuple(stride, count), sides, dilations, strict=True)
-    ]
-
-
-def pool_geometry(count: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> list[Geometry]:
-    """Geometry of a pooling from torch's arguments."""
-    kernels = _tuple(kernel, count)
-    columns = (kernels, _tuple(stride or kernel, count), _tuple(padding, count), _tuple(dilation, count))
-    return [Geometry(k, s, p, p, d, ceil) for k, s, p, d in zip(*columns, strict=True)]
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        ours = isinstance(m, Block | Slice | Computed)
+        return ours or super().is_leaf_module(m, module_qualified_name)
 
 
 class FragmentInterpreter(fx.Interpreter):
@@ -180,7 +83,7 @@ class FragmentInterpreter(fx.Interpreter):
     """
 
     def __init__(self, model: nn.Module, chooses: Chooses, window: tuple[int, ...] | None = None) -> None:
-        super().__init__(fx.symbolic_trace(model), garbage_collect_values=False)
+        super().__init__(fx.GraphModule(model, _Tracer().trace(model)), garbage_collect_values=False)
         self.chooses, self.window = chooses, window
         self.met: list[tuple[str, int, int, int]] = []
         self.calls: dict[str, int] = {}
@@ -188,8 +91,15 @@ class FragmentInterpreter(fx.Interpreter):
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module, x = self.fetch_attr(target), args[0]
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            geometry = conv_geometry(module.weight, module.stride, module.padding, module.dilation)
-            return self.slide(target, Kind("conv", module.weight, module.bias, module.groups), geometry, x)
+            return self.conv(target, module, x)
+        if isinstance(module, Slice):
+            pairs = zip(module.offset, module.stride, strict=True)
+            return self.slide(target, Kind("max"), [Geometry(1, s, low=-o) for o, s in pairs], x)
+        if isinstance(module, nn.PixelUnshuffle):
+            factor = module.downscale_factor
+            if any(n % factor for n in next(iter(x.parts.values())).shape[2:]):
+                raise RuntimeError("the map is no multiple of the factor")
+            return self.slide(target, Kind("patches"), [Geometry(factor, factor)] * len(x.est), x)
         if isinstance(module, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d):
             sizes = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
             return self.slide(target, Kind("max"), pool_geometry(len(x.est), *sizes), x)
@@ -225,6 +135,16 @@ class FragmentInterpreter(fx.Interpreter):
             return getattr(x, target)(*rest, **named)
 
         return self.flatten(args[0], run, *args[1:]) if target == "flatten" else self.each(run, args, kwargs)
+
+    def conv(self, layer: str, module: Any, x: Fragments) -> Fragments:
+        """A convolution; reflections and the like are of the fragment's own samples."""
+        padding = module.padding
+        if module.padding_mode != "zeros":
+            amounts = module._reversed_padding_repeated_twice
+            x, padding = self.each(F.pad, (x, amounts, module.padding_mode), {}), 0
+        weight = module.kernel() if isinstance(module, Computed) else module.weight
+        geometry = conv_geometry(weight, module.stride, padding, module.dilation)
+        return self.slide(layer, Kind("conv", weight, module.bias, module.groups), geometry, x)
 
     def slide(self, layer: str, kind: Kind, geometry: Sequence[Geometry], x: Fragments) -> Fragments:
         """A window op, its strides removed where `chooses` says so."""
@@ -292,21 +212,25 @@ class Choice(NamedTuple):
     output_stride: int | None = None
 
 
-def run(model: nn.Module, x: Tensor, chooses: Chooses, window: tuple[int, ...] | None = None) -> Fragments:
-    """The output of the dense network, as fragments."""
+Outputs = dict[str, Fragments]
+
+
+def run(model: nn.Module, x: Tensor, chooses: Chooses, window: tuple[int, ...] | None = None) -> Outputs:
+    """The outputs of the dense network, as fragments; one alone is called "output"."""
     one = (1,) * (x.dim() - 2)
     made = FragmentInterpreter(model, chooses, window).run(Fragments({(0,) * len(one): x}, one, one))
-    assert isinstance(made, Fragments)
-    return made
+    if isinstance(made, tuple):
+        return {str(i): one for i, one in enumerate(made)}
+    return made if isinstance(made, dict) else {"output": made}
 
 
-def original(model: nn.Module, x: Tensor, window: tuple[int, ...] | None = None) -> Tensor:
+def original(model: nn.Module, x: Tensor, window: tuple[int, ...] | None = None) -> dict[str, Tensor]:
     """What the fully convolutional original computes, its spatial axes kept."""
-    return run(model, x, lambda *_: False, window).dense()
+    return {name: made.dense() for name, made in run(model, x, lambda *_: False, window).items()}
 
 
-def dense(model: nn.Module, x: Tensor, choice: Choice, window: tuple[int, ...] | None = None) -> Fragments:
-    """The output of the dense network for a choice of layers."""
+def dense(model: nn.Module, x: Tensor, choice: Choice, window: tuple[int, ...] | None = None) -> Outputs:
+    """The outputs of the dense network for a choice of layers."""
     return run(model, x, rule(choice, window_ops(model, x, window)), window)
 
 

@@ -29,6 +29,10 @@ def integer_weights(module: nn.Module, rng: random.Random) -> None:
             flat[:, 0] += flat.abs().sum(1) == 0  # no channel is dead
             if part.bias is not None:
                 part.bias.data = draw(part.bias.shape, -2, 2)
+        elif isinstance(part, nn.GroupNorm | nn.LayerNorm | nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d):
+            # Not exact anyway: fractions keep the kinks of what follows, where gradients jump, away from integers.
+            part.weight.data = 0.5 + torch.rand(part.weight.shape, generator=generator, dtype=torch.float64)
+            part.bias.data = torch.rand(part.bias.shape, generator=generator, dtype=torch.float64)
         elif isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
             assert part.running_mean is not None
             assert part.running_var is not None

@@ -17,7 +17,8 @@ from densify.layers import eavg_pool, econv, emax_pool
 from densify.ops import AvgPool, Conv, DenseWindowed, Map, MaxPool, Windowed
 from densify.rules import rewrite
 from laws.fragments import Fragments as Parts
-from laws.fragments import Geometry, Kind, convolved
+from laws.fragments import convolved
+from laws.windows import Geometry, Kind
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}

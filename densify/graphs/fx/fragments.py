@@ -49,11 +49,12 @@ def _phase_wise(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     vectors = {
         key: writer.call(layers.vectors, writer.space(writer.by_name[key]))
         for key, source in zip(step.site.inputs, step.sources, strict=True)
-        if source.collapsed
+        if source.collapsed and writer.plan.steps[key].site.shape is not None
     }
     made = writer.copy(node, **vectors)
     ones = (1,) * len(step.map.axes)
-    return writer.call(layers.batch_to_space, made, ones) if step.map.collapsed else made
+    whole = step.site.shape is None  # a tuple, whose entries come next
+    return writer.call(layers.batch_to_space, made, ones) if step.map.collapsed and not whole else made
 
 
 def _shape_of(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node | None:

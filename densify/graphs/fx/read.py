@@ -121,7 +121,7 @@ class _Reader:
         torn = isinstance(op, Channelwise) and layouts == {Layout.VECTOR} and not isinstance(call.result, Tensor)
         if op is not None and not torn:
             return op
-        if layouts == {Layout.VECTOR} and isinstance(call.result, Tensor) and call.result.dim() == 2:
+        if layouts == {Layout.VECTOR} and not pieces and isinstance(call.result, Tensor) and call.result.dim() == 2:
             return Rows()
         wide = tuple(max(sizes) for sizes in zip(*(self.sizes[node] for node in call.maps), strict=True))
         layout, sizes = self._found(call.node, wide)

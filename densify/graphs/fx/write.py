@@ -145,6 +145,9 @@ class Writer:
                 made = self.call(layers.counts, self.original_sizes(step.site.inputs[0]), step.op.windows)
             elif isinstance(step.op, PhaseWise) and isinstance(step.op.op, GlobalPool):
                 made = (1,) * len(step.map.axes)
+            elif isinstance(step.op, Pad | Crop):  # of a denser map with padding="valid" only
+                shape = self.call(layers.original_shape, self.space(self.by_name[key]), est_of(step.map))
+                made = self.call(_item, shape, slice(2, None))
             else:
                 made = self.original_sizes(step.site.inputs[0])
             self.sizes[key] = made
@@ -259,7 +262,9 @@ def _phase_wise(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node | 
     """The op itself on fragments. Nothing moves back into space before somebody needs it there: wraps that follow on
     each other cancel."""
     source = step.sources[0]
-    if all(one.untouched for one in (*step.sources, step.map)):
+    if all(one.untouched for one in (*step.sources, step.map)) and all(
+        writer.by_name[key] in writer.env for key in step.site.inputs
+    ):
         return writer.copy(node)
     if writer.plan.padding == "full" or set(est_of(source)) == {1}:
         writer.fragments[node] = writer.new.node_copy(node, writer.fragment)
@@ -365,8 +370,8 @@ def shape_of(writer: Writer, node: fx.Node, step: Step, est: tuple[int, ...]) ->
     return writer.new.call_function(_item, (shape, dims[0])) if dims else shape
 
 
-def _item(values: Any, index: int) -> Any:
-    """One entry of a sequence."""
+def _item(values: Any, index: int | slice) -> Any:
+    """One entry of a sequence, or some."""
     return values[index]
 
 
