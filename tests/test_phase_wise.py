@@ -31,6 +31,9 @@ class Squeeze(nn.Module):
         if self.how == "linear":
             s = self.second(torch.relu(self.first(x.mean((2, 3)))))
             return x * torch.sigmoid(s).view(x.size(0), x.size(1), 1, 1)
+        if self.how == "unsqueeze":
+            s = self.second(torch.relu(self.first(x.flatten(2).max(2)[0])))
+            return x * torch.sigmoid(s).unsqueeze(-1).unsqueeze(-1)
         s = self.second(torch.relu(self.first(F.adaptive_max_pool2d(x, 1).flatten(1))))
         return x * torch.sigmoid(s)[:, :, None, None]
 
@@ -97,6 +100,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "se conv": lambda: Squeeze("conv"),
     "se linear": lambda: Squeeze("linear"),
     "se index": lambda: Squeeze("index"),
+    "se unsqueeze": lambda: Squeeze("unsqueeze"),
     "attention": Attention,
     "channels last": ChannelsLast,
     "group norm": lambda: nn.GroupNorm(2, 8),
@@ -168,6 +172,26 @@ def test_what_was_not_touched_stays_as_it_is() -> None:
     dense = densify.convert(model, (1, 3, 12, 14), start="2")
     assert "space_to_batch" not in dense.code
     assert densify.verify(model, dense, images(12, 14))
+
+
+def test_a_vector_made_a_map_in_front_of_what_is_touched() -> None:
+    """On its way it is neither: a vector with one axis more."""
+    model = seeded(nn.Sequential(nn.Conv2d(3, 8, 1), Squeeze("unsqueeze"), nn.MaxPool2d(2)))
+    for form in ("dilated", "fragments"):
+        dense = densify.convert(model, (1, 3, 12, 14), start="2", form=form)
+        assert densify.verify(model, dense, images(12, 14))
+
+
+def test_statistics_of_a_padded_map_whose_phases_are_incomplete() -> None:
+    """With padding="valid" a statistic counts the samples that the padding added."""
+    model = seeded(
+        nn.Sequential(nn.MaxPool2d(2), nn.ZeroPad2d((1, 2, 0, 3)), nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1))
+    )
+    dense = densify.convert(model, (1, 3, 13, 14), start="0", padding="valid")
+    for x in (images(13, 14), images(12, 17)):
+        assert torch.allclose(dense(x)[:, :, ::2, ::2], model(x), rtol=1e-12)
+        (one,) = densify.plan(model, x, start="0", padding="valid").outputs.values()
+        assert tuple(dense(x).shape[2:]) == tuple(axis.dense for axis in one.axes)
 
 
 def test_neighbouring_wraps_cancel() -> None:

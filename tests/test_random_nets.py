@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
-from laws import fragments
-from laws.checks import check_net, options
+from laws import blocks, fragments
+from laws.builder import MODES
+from laws.checks import check_net, check_values, options
 from laws.integers import inputs
 from laws.nets import random_net
-from torch import nn
+from torch import Tensor, nn
 
+from densify import layers
 from densify.conversion import convert, plan
+from densify.graphs.fx.write import DilatedWriter, unchanged
+from densify.ops import Crop, Op, Pad, PhaseWise
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
-NETS, CHUNK = 240, 20
+NETS, CHUNK = 300, 20
+STRUCTURES = {
+    "branches", "computed weight", "slice", "patches", "run-time same", "several outputs", "strided layer called twice",
+    "layer called twice", "layer called in two stages",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("first", range(0, NETS, CHUNK))
@@ -36,19 +47,72 @@ def test_random_networks_reach_every_case() -> None:
     """The networks hold what they are meant to test."""
     nets = [random_net(seed) for seed in range(NETS)]
     programs = [" ".join(step.layer for step in net.program) for net, _ in nets]
-    assert sum(net.window is not None for net, _ in nets) > 20
+    kinds = Counter(kind for net, _ in nets for kind in net.kinds)
+    wanted = {*blocks.EXACT, *blocks.FLAT, *blocks.TIES, *blocks.NORMS, *STRUCTURES}
+    wanted |= {f"{mode} {what}" for mode in MODES for what in ("conv", "pad")} | {"constant pad"}
+    assert wanted <= set(kinds), sorted(wanted - set(kinds))
+    assert sum(bool(net.window) for net, _ in nets) > 20
     assert sum(net.statistic for net, _ in nets) > 20
+    assert sum(net.plain for net, _ in nets) > 0.2 * NETS
     assert sum(net.exact for net, _ in nets) > 0.7 * NETS
     for name in ("conv", "max", "avg", "norm", "squeeze"):
         assert sum(name in program for program in programs) > 10, name
     assert sum(any(getattr(m, "ceil_mode", False) for m in net.modules()) for net, _ in nets) > 20
-    kept = 0
+    kept = one_axis = 0
     for net, choice in nets:
         met = fragments.window_ops(net, inputs(net.reference), net.window)
         chooses = fragments.rule(choice, met)
         chosen = [chooses(*entry) for entry in met if entry[3] > 1]
         kept += any(a and not b for i, a in enumerate(chosen) for b in chosen[i + 1 :])
+        axes = {axis for layer, axis, step, stride in met if stride > 1 and chooses(layer, axis, step, stride)}
+        one_axis += 0 < len(axes) < len(net.reference) - 2
     assert kept > 20, "kept strides after chosen ones"
+    assert one_axis > 20, "strides removed along some axes only"
+
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def _interleaved(statistic: Tensor, like: Tensor, est: Sequence[int]) -> Tensor:
+    """A statistic repeated sample by sample, as for a constant of the map: every phase meets another's."""
+    for axis, e in enumerate(est):
+        statistic = statistic.repeat_interleave(like.shape[2 + axis] // e, 2 + axis)
+    return statistic
+
+
+def _as_it_is(op: type[Op]) -> Patch:
+    """The writer of an op left out: it runs on the dense map as it does on the original's."""
+    return lambda patch: patch.setitem(DilatedWriter.writers, op, unchanged)
+
+
+def _phases_rolled(patch: pytest.MonkeyPatch) -> None:
+    """The phases in another order in the batch than they are taken out of it."""
+    right = layers.space_to_batch
+    patch.setattr(layers, "space_to_batch", lambda x, est, *rest: right(x, est, *rest).roll(1, 0))
+
+
+WRONG: dict[str, tuple[set[str], Patch]] = {
+    "statistics interleaved": ({"squeeze block"}, lambda patch: patch.setattr(layers, "tile", _interleaved)),
+    "phases mixed up": ({"flip", "sort", "roll", "attention"}, _phases_rolled),
+    "ops without a rule on the whole map": ({"sort", "cumsum", "roll", "sum norm"}, _as_it_is(PhaseWise)),
+    "reflections on the whole map": ({"reflect pad", "reflect conv"}, _as_it_is(PhaseWise)),
+    "padding not times eST": ({"constant pad", "run-time same"}, _as_it_is(Pad)),
+    "crops not times eST": ({"crop"}, _as_it_is(Crop)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_rule_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds, spoil = WRONG[name]
+    spoil(monkeypatch)
+    for seed in range(NETS):
+        net, choice = random_net(seed)
+        if kinds & net.kinds:
+            dense = convert(net, net.reference, **options(choice))
+            if max(stride for lattices in dense.lattices.values() for stride, _ in lattices) > 1:
+                break
+    with pytest.raises((AssertionError, RuntimeError), match="law|size"):
+        check_values(net, choice, dense, inputs(net.reference, 3))
 
 
 def test_valid_is_the_original_on_every_window() -> None:

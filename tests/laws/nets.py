@@ -68,7 +68,10 @@ def _attempt(rng: random.Random, dimensions: int, plain: bool) -> RandomNet | No
 def _sizes(net: RandomNet, x: Value) -> list[int]:
     """Spatial sizes of a value that the program made so far."""
     with torch.no_grad():
-        return list(net.eval().values(torch.zeros((1, *net.reference[1:])))[x.place].shape[2:])
+        sizes = list(net.eval().values(torch.zeros((1, *net.reference[1:])))[x.place].shape[2:])
+    if min(sizes) == 0:
+        raise RuntimeError("a slice leaves nothing")
+    return sizes
 
 
 def alive(net: RandomNet) -> bool:
