@@ -1,7 +1,7 @@
 # `make help` lists what there is. Everything runs in .venv, which the first target that needs it makes.
 SHELL := /bin/bash -eu -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help install lint types test demo coverage-table clean
+.PHONY: help install lint types test random-nets demo coverage-table clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -37,6 +37,11 @@ types: $(STAMP) ## mypy over code, tests and models
 
 test: lint types ## lint, types, then the tests
 	$(BIN)/pytest -q -n $(WORKERS)
+
+NETS ?= 12000
+
+random-nets: $(STAMP) ## all laws on NETS random networks, far more than `make test` tries (an hour or two)
+	PYTHONPATH=tests $(BIN)/python -m laws.run $(NETS)
 
 DEMO := build/demo
 DIGITS := models/digits.py:digit_net

@@ -232,7 +232,8 @@ def _roll(rng: random.Random, channels: int, count: int) -> nn.Module:
 
 def _crop(rng: random.Random, channels: int, count: int) -> nn.Module:
     low, high = rng.randint(0, 1), rng.randint(1, 2)
-    return Call(lambda x: F.pad(x[..., low:-high], (high, low)))
+    amounts = (high, low, *[0, 0] * (count - 1))
+    return Call(lambda x: F.pad(x[..., low:-high], amounts, "replicate"))  # refuses a map of which nothing is left
 
 
 def _negative_pad(rng: random.Random, channels: int, count: int) -> nn.Module:

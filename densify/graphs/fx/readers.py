@@ -269,7 +269,7 @@ def getitem(call: Call) -> Op | None:
     bounds = [call.value(entry).indices(size) for entry, size in zip(spatial, call.source.shape[2:], strict=True)]
     if all(step == 1 for _, _, step in bounds):
         sizes = call.source.shape[2:]
-        return Crop(tuple((-start, stop - size) for (start, stop, _), size in zip(bounds, sizes, strict=True)))
+        return Crop(tuple((-a, max(a, b) - size) for (a, b, _), size in zip(bounds, sizes, strict=True)))
     if any(not _open(entry) for entry in spatial):
         return None
     return MaxPool(tuple(Window(1, step, low=-start) for start, _, step in bounds))
