@@ -55,6 +55,17 @@ def test_a_wrong_map_is_seen(rows: list[dict[str, Any]]) -> None:
     assert coverage_page.holds(rows[0]["strides"][0] | {"law1": 5e-5, "own": 1e-4})
 
 
+def test_every_network_has_its_row() -> None:
+    """docs/coverage.md lists what torchvision lists; a network that fails somewhere says so in its row."""
+    text = (coverage.ROOT / "docs" / "coverage.md").read_text()
+    table = text.partition("## The table")[2].partition("## Notes")[0]
+    cells = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][2:]
+    assert [row[0].removeprefix("| ") for row in cells] == sorted(coverage.names())
+    assert [row[0] for row in cells if "fails" in row[2]] == ["| s3d"]
+    assert all(row[7:9] == ["yes", "yes"] for row in cells)
+    assert f"**{len(cells) - 1} of {len(cells)} networks" in text
+
+
 def test_names() -> None:
     names = coverage.names()
     assert {"maxvit_t", "s3d", "r3d_18", "alexnet", "regnet_y_128gf"} <= set(names)
