@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 
 from densify.choose import Choice, check, choose, survey, thresholds
 from densify.errors import ConversionError, UsageError
+from densify.graphs.fx.dilated import DilatedWriter
 from densify.graphs.fx.fragments import FragmentWriter
 from densify.graphs.fx.read import Names, network
 from densify.graphs.fx.trace import on_meta, same_tensors, trace
-from densify.graphs.fx.write import DilatedWriter
 from densify.lattice import PADDINGS, Lattice
 from densify.ops import Map
 from densify.planning import HEADS, Network, Plan, apply_head, walk
@@ -300,7 +300,8 @@ class Conversion:
         graph = trace(model, example, training=training)
         read = network(graph, self._root, training=training, names=self._names)
         for node in graph.nodes:
-            node.meta.pop("value", None)  # what it was traced with may be large
+            value = node.meta.pop("value", None)  # what it was traced with may be large
+            node.meta["number"] = isinstance(value, int | float)
         self._graphs[training], self.networks[training] = graph, read
 
     def graph(self, mode: bool) -> fx.Graph | Exception:

@@ -25,7 +25,8 @@ from densify.comparison import evaluating, named_outputs
 from densify.conversion import Dense, blank
 from densify.errors import ConversionError, UsageError
 from densify.files import check_writable, write_atomically
-from densify.graphs.fx.trace import guard, trace
+from densify.graphs.fx.guards import guard
+from densify.graphs.fx.trace import trace
 from densify.onnx_file import STATE_KEY, initializers, load_onnx, raw_bytes, restore_state, save_onnx
 from densify.onnx_graph import clean, keep_state, name_values, rename_symbols
 from densify.onnx_lower import PoolOverTwoAxes, lowered

@@ -284,6 +284,11 @@ class ShapeOf(Op):
 
 
 @dataclass(frozen=True)
+class Values(Op):
+    """A program that makes a number or a condition of a tensor's values."""
+
+
+@dataclass(frozen=True)
 class Unsupported(Op):
     """An op that has no meaning on a lattice, or must not be rewritten."""
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from densify import layers
 from densify.conversion import convert, plan
-from densify.graphs.fx.write import DilatedWriter, unchanged
+from densify.graphs.fx.dilated import DilatedWriter
+from densify.graphs.fx.write import unchanged
 from densify.ops import Op, Pad, PhaseWise
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
+from typing import Any
 
+import torch
 import torch.nn.functional as F
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 from densify.lattice import divided_up
@@ -41,6 +44,32 @@ def complete_phases(x: Tensor, est: Sequence[int], sizes: Sequence[int], first: 
         min(e, x.shape[2 + axis] - start - e * (n - 1))
         for axis, (n, e, start) in enumerate(zip(sizes, est, first, strict=True))
     ]
+
+
+def each_phase(op: Callable[..., Any], phases: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """An op that may look at a batch as a whole, on the fragments of one phase at a time.
+
+    Args:
+        op: takes and makes tensors whose first axis is the batch, or a multiple of it.
+        phases: prod(eST); the batch counts them fastest, see :func:`space_to_batch`.
+        args, kwargs: of the op; tensors with as many entries as the first one are taken apart.
+    """
+    fragments = next(one.shape[0] for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
+
+    def part(one: Any, phase: int) -> Any:
+        split = isinstance(one, Tensor) and one.dim() > 0 and one.shape[0] == fragments
+        return one[phase::phases] if split else one
+
+    def joined(*parts: Any) -> Any:
+        if not isinstance(parts[0], Tensor):
+            return parts[0]
+        return torch.stack([one.unflatten(0, (fragments // phases, -1)) for one in parts], 1).flatten(0, 2)
+
+    made = [
+        op(*(part(one, phase) for one in args), **{name: part(one, phase) for name, one in kwargs.items()})
+        for phase in range(phases)
+    ]
+    return pytree.tree_map(joined, *made)
 
 
 def batch_to_space(x: Tensor, est: Sequence[int], kept: Sequence[int] = ()) -> Tensor:
@@ -114,14 +143,22 @@ def kernel_of(weight: Tensor, kernel: Sequence[int]) -> Tensor:
     return weight.view(weight.shape[0], -1, *kernel)
 
 
-def original_shape(x: Tensor, est: Sequence[int], flattened: Sequence[int] | None = None) -> tuple[int, ...]:
+def original_shape(
+    x: Tensor, est: Sequence[int], flattened: Sequence[int] | None = None, fragments: int = 1, made: int = 1
+) -> tuple[int, ...]:
     """The shape that the original's program would read: sizes divided by eST.
 
-    `flattened` is the window that a flatten took in, where the original's tensor is a vector.
+    Args:
+        x: dense map, or fragments of it.
+        est: eST per spatial axis.
+        flattened: the window that a flatten took in, where the original's tensor is a vector.
+        fragments: how many phases per image the program that reads the shape runs on.
+        made: how many of them x has in its batch.
     """
+    batch = x.shape[0] // made * fragments
     if flattened is not None:
-        return (x.shape[0], x.shape[1] * prod(flattened))
-    return (*x.shape[:2], *(divided_up(x.shape[2 + axis], e) for axis, e in enumerate(est)))
+        return torch.Size((batch, x.shape[1] * prod(flattened)))
+    return torch.Size((batch, x.shape[1], *(divided_up(x.shape[2 + axis], e) for axis, e in enumerate(est))))
 
 
 def original_dim(x: Tensor, collapsed: bool) -> int:

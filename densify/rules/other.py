@@ -34,12 +34,15 @@ def _axis(operands: tuple[Axis, ...], scale: Fraction, padding: str) -> Axis:
     pooled = replace(wide.pooled(padding), repeated=phases)
     if scale == 0:
         return pooled
+    size = round(wide.size * scale)
+    like = next((axis for axis in operands if axis.size == size and not axis.statistic), None)
+    if like is not None:
+        return replace(like, dense=size * est, field=None, repeated=phases * size)
     if scale != 1 and est > 1:
         raise Refused(
             f"it makes the map {float(scale):g} times as large, and no rule says where the samples of a phase then lie",
             "Choose layers behind it",
         )
-    size = round(wide.size * scale)
     step = max(1, round(wide.step / scale))
     return replace(wide, size=size, dense=size * est, step=step, field=None, repeated=phases * size)
 

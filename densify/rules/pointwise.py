@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from densify.ops import Channelwise, Map, Op, Pointwise, Rows, ShapeOf, Unsupported
+from densify.ops import Channelwise, Map, Op, Pointwise, Rows, ShapeOf, Unsupported, Values
 from densify.rules.registry import Refused, Rewrite, rule
 
 
@@ -20,6 +20,17 @@ def shape_of(op: ShapeOf, source: Map, *, padding: str) -> Rewrite:
     if op.total and not source.untouched:
         raise Refused("it reads a tensor's number of elements", "Write it as the product of the shape it means")
     return Rewrite(op, source)
+
+
+@rule(Values)
+def values(op: Op, *sources: Map, padding: str) -> Rewrite:
+    """A number cannot be another one for every phase."""
+    if not all(source.untouched for source in sources):
+        raise Refused(
+            "it makes one number or condition of the values of a map, and every phase has its own",
+            "Keep it a tensor, or choose layers behind it",
+        )
+    return Rewrite(op, sources[0])
 
 
 @rule(Channelwise)

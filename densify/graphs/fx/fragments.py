@@ -7,14 +7,15 @@ move back into space. No op here is dilated, so this form is the other's test an
 
 from __future__ import annotations
 
+from math import prod
 from typing import ClassVar
 
 from torch import fx
 
 from densify import layers
-from densify.graphs.fx.write import Writer, est_of, identity, joined, rows, shape_of, windowed
+from densify.graphs.fx.write import Writer, est_of, identity, joined, on_fragments, rows, shape_of, windowed
 from densify.lattice import Lattice, densify_window
-from densify.ops import DenseWindowed, Identity, Join, Op, PhaseWise, Rows, Select, ShapeOf
+from densify.ops import DenseWindowed, Identity, Join, Layout, Map, Op, PhaseWise, Rows, Select, ShapeOf
 from densify.planning import Step
 
 
@@ -51,17 +52,21 @@ def _phase_wise(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
         for key, source in zip(step.site.inputs, step.sources, strict=True)
         if source.collapsed and writer.plan.steps[key].site.shape is not None
     }
-    made = writer.copy(node, **vectors)
+
+    def read(source: fx.Node) -> fx.Node:
+        return vectors.get(source.name) or writer.argument(node, source)
+
+    made = on_fragments(writer, node, est_of(step.sources[0]), read)
     ones = (1,) * len(step.map.axes)
     whole = step.site.shape is None  # a tuple, whose entries come next
     return writer.call(layers.batch_to_space, made, ones) if step.map.collapsed and not whole else made
 
 
-def _shape_of(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node | None:
-    """Fragments have the original's sizes."""
-    if not step.sources[0].collapsed:
+def _shape_of(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    """Fragments have the original's sizes, but there are more of them."""
+    if step.sources[0].untouched or step.site.layout is Layout.MIXED:
         return writer.copy(node)
-    return shape_of(writer, node, step, (1,) * len(step.sources[0].axes))
+    return writer.shape(node, step, (1,) * len(step.map.axes))
 
 
 def _select(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
@@ -85,6 +90,22 @@ class FragmentWriter(Writer):
         Rows: rows,
         ShapeOf: _shape_of,
     }
+
+    def argument(self, node: fx.Node, source: fx.Node) -> fx.Node:
+        """What follows from shapes alone is told how many fragments there are."""
+        step = self.plan.steps.get(node.name)
+        if step is None or not step.sources or source.name in step.site.inputs:
+            return self.space(source)
+        return self.numbers(node, source, est_of(step.sources[0]))
+
+    def into_fragments(self, node: fx.Node, one: Map) -> fx.Node:
+        """They are fragments already."""
+        return self.env[node]
+
+    def shape(self, node: fx.Node, step: Step, est: tuple[int, ...]) -> fx.Node:
+        """The shape of a map as the original has it, but for the number of fragments."""
+        have = est_of(step.sources[0])
+        return shape_of(self, node, step, (1,) * len(have), prod(est), prod(have))
 
     def finish(self, made: fx.Node, step: Step) -> fx.Node:
         """At an output, phases move from the batch into space."""

@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from densify.errors import ConversionError
+from densify.graphs.fx.guards import guard, source_line
 from densify.graphs.fx.readers import reads_shape  # importing the readers registers them
 from densify.graphs.fx.registry import Call, kind, reader_of
-from densify.graphs.fx.trace import probe, source_line
-from densify.ops import Channelwise, Conv, Flatten, Layout, Linear, Op, Other, Rows, ShapeOf, Unsupported
+from densify.graphs.fx.trace import probe
+from densify.ops import Channelwise, Conv, Flatten, Layout, Linear, Op, Other, Rows, ShapeOf, Unsupported, Values
 from densify.planning import Network, Site
 from densify.structure import named
 
@@ -66,6 +67,7 @@ class _Reader:
     def __init__(self, graph: fx.Graph, root: nn.Module, names: Names) -> None:
         self.root = root
         self.doubled = probe(graph, root)
+        self.batch = next(node.meta["value"].shape[0] for node in graph.nodes if node.op == "placeholder")
         self.sites: dict[str, Site] = {}
         self.layouts: dict[fx.Node, Layout] = {}
         self.sizes: dict[fx.Node, tuple[int, ...]] = {}  # the original's, per spatial axis
@@ -73,25 +75,22 @@ class _Reader:
         names.begin()
 
     def visit(self, node: fx.Node) -> None:
-        """Describe one node, where it holds a tensor that depends on the image, or reads the shape of one."""
-        if "constant" in node.meta:
-            raise ConversionError(
-                f"{node.meta['owner'] or 'the model'} ({source_line(node)}): its forward makes a tensor of its own, "
-                "which has no name in the state_dict. Make it once in __init__ with register_buffer(persistent=False)."
-            )
+        """Describe one node, where it holds a tensor that depends on the image, or reads the shape or values of one."""
         inputs = tuple(dict.fromkeys(n for n in node.all_input_nodes if n in self.layouts))
         value: Any = node.meta.get("value")
         if node.op == "output" or not (inputs or (node.op == "placeholder" and _is_image(value))):
             return
+        if str(node.target) in _NEW or (node.target in ("to", "type_as") and node.args[0] not in self.layouts):
+            return  # of the map it takes the type and the device alone
         call = Call(node, self.root.get_submodule(str(node.target)) if node.op == "call_module" else None, inputs)
         op = None
         if node.op == "placeholder":
             self._remember(node, Layout.MAP, tuple(value.shape[2:]))
         else:
-            if not (_holds_tensors(value) or reads_shape(call)):
+            if not (_tensors(value) or reads_shape(call) or _reads_values(node)):
                 return
             op = self.read(call)
-            if not isinstance(op, ShapeOf):
+            if not isinstance(op, ShapeOf | Values):
                 self._place(call, op)
         self.sites[node.name] = Site(
             key=node.name,
@@ -112,6 +111,8 @@ class _Reader:
                 "the module has forward hooks, which a rewritten layer would leave out",
                 "Remove them (torch.nn.utils.remove_weight_norm and the like), or use torch.nn.utils.parametrizations",
             )
+        if not (_tensors(call.result) or reads_shape(call)):
+            return Values()
         reader = reader_of(call)
         layouts = {self.layouts[node] for node in call.maps}
         before = call.maps[0]
@@ -121,10 +122,12 @@ class _Reader:
         torn = isinstance(op, Channelwise) and layouts == {Layout.VECTOR} and not isinstance(call.result, Tensor)
         if op is not None and not torn:
             return op
-        if layouts == {Layout.VECTOR} and not pieces and isinstance(call.result, Tensor) and call.result.dim() == 2:
+        rows = layouts == {Layout.VECTOR} and isinstance(call.result, Tensor) and call.result.dim() == 2
+        if rows and not pieces and not call.node.meta.get("whole"):
             return Rows()
         wide = tuple(max(sizes) for sizes in zip(*(self.sizes[node] for node in call.maps), strict=True))
-        layout, sizes = self._found(call.node, wide)
+        first = next((s for s in (self.sizes[node] for node in call.maps) if max(s) > 1), wide)
+        layout, sizes = self._found(call.node, first)
         return Other(tuple(Fraction(n, max(m, 1)) for n, m in zip(sizes, wide, strict=True)), layout)
 
     def _place(self, call: Call, op: Op) -> None:
@@ -135,7 +138,7 @@ class _Reader:
             sizes = tuple(int(n * scale) for n, scale in zip(wide, op.scales, strict=True))
             self._remember(node, op.layout, sizes)
             return
-        first = node.meta["value"] if isinstance(node.meta["value"], Tensor) else node.meta["value"][0]
+        first = _tensors(node.meta["value"])[0]
         count = len(before)
         if isinstance(op, Flatten | Linear | Rows) or (first.dim() == 2 and count > 0):
             self._remember(node, Layout.VECTOR, (1,) * count if not isinstance(op, Flatten) else before)
@@ -152,16 +155,19 @@ class _Reader:
         rank and size counts as a map.
         """
         count, value = len(before), node.meta["value"]
-        first = value if isinstance(value, Tensor) else value[0]
+        first = _tensors(value)[0]
         shape = tuple(first.shape)
+        vector = len(shape) == 2 and shape[0] == self.batch
         doubled = self.doubled.get(node.name)
         if doubled is None or not isinstance(value, Tensor):
             if len(shape) == 2 + count and shape[2:] == before:
                 return Layout.MAP, before
-            return (Layout.VECTOR, (0,) * count) if len(shape) == 2 else (Layout.MIXED, before)
+            return (
+                (Layout.VECTOR, (0,) * count) if len(shape) == 2 and shape[0] == self.batch else (Layout.MIXED, before)
+            )
         moving = [[d for d, size in enumerate(shape) if other[d] != size] for other in doubled]
         if not any(moving):
-            if len(shape) == 2:
+            if vector:
                 return Layout.VECTOR, (0,) * count
             if len(shape) == 2 + count and set(shape[2:]) == {1}:
                 return Layout.MAP, (0,) * count
@@ -197,10 +203,18 @@ def _is_image(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() >= 3
 
 
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, Tensor) or (
-        isinstance(value, tuple | list) and bool(value) and all(isinstance(item, Tensor) for item in value)
-    )
+_NEW = ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors of a nested structure."""
+    return [tensor for _, tensor in named(value, Tensor)]
+
+
+def _reads_values(node: fx.Node) -> bool:
+    """Whether a program makes numbers of a tensor's values."""
+    name = getattr(node.target, "__name__", node.target)
+    return node.target is guard or name in ("item", "tolist", "numpy", "equal", "allclose", "__contains__")
 
 
 def _work(call: Call, op: Op | None) -> int:

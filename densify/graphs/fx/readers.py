@@ -215,13 +215,13 @@ _OPERATORS = "add sub mul truediv iadd isub imul itruediv neg pow"
 @reads("torchvision.ops.stochastic_depth.stochastic_depth")
 @reads(*everywhere(_ARITHMETIC), *(getattr(operator, name) for name in _OPERATORS.split()))
 def elementwise(call: Call) -> Op | None:
-    if len(call.maps) > 1:
-        return Join()
     others = [n.meta["value"] for n in call.node.all_input_nodes if n not in call.maps]
     tensors = [other for other in others if isinstance(other, Tensor) and other.dim() > 0]
     rank = call.source.dim()
     if any(size > 1 for other in tensors for size in other.shape[max(2 - rank + other.dim(), 0) :] if rank > 2):
         return None
+    if len(call.maps) > 1:
+        return Join()
     return Channelwise() if tensors or isinstance(call.module, nn.PReLU) else Pointwise()
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from densify import layers
-from densify.graphs.fx.readers import spread
-from densify.graphs.fx.registry import Call
+from densify.graphs.fx.readers import elementwise
+from densify.graphs.fx.registry import Call, reader_of
 from densify.lattice import DenseWindow
 from densify.ops import (
     AdaptivePool,
@@ -21,8 +21,6 @@ from densify.ops import (
     Crop,
     DenseWindowed,
     GlobalPool,
-    Identity,
-    Join,
     Layout,
     Map,
     MaxPool,
@@ -31,13 +29,11 @@ from densify.ops import (
     Patches,
     PhaseWise,
     PowerPool,
-    Rows,
-    Select,
     ShapeOf,
     Sliding,
+    Values,
 )
 from densify.planning import Network, Plan, Step
-from densify.rules.joins import crops, spreads
 
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 _CONV_ARGUMENTS = "input weight bias stride padding dilation groups"
@@ -59,6 +55,7 @@ class Writer:
         self.new = fx.Graph()
         self.env: dict[fx.Node, fx.Node] = {}  # tensors in the form in which the dense network has them
         self.fragments: dict[fx.Node, fx.Node] = {}  # the same with phases in the batch, where made or asked for
+        self.sized: dict[tuple[fx.Node, tuple[int, ...]], fx.Node] = {}  # by eST, what follows from shapes
         self.by_name = {node.name: node for node in graph.nodes}
         self.sizes: dict[str, Any] = {}
 
@@ -80,7 +77,7 @@ class Writer:
             elif all(source in self.env for source in node.all_input_nodes):
                 self.env[node] = self.copy(node)
             elif self.has_effect(node):
-                self.fragment(node)
+                self.fragment(node, self.est_around(node))
         self.new.eliminate_dead_code(is_impure_node=self.has_effect)
         self.new.lint()
         return self.new
@@ -95,35 +92,68 @@ class Writer:
 
     def copy(self, node: fx.Node, **replaced: fx.Node) -> fx.Node:
         """The node as it is; `replaced` maps names of its inputs to other new nodes."""
-        return self.new.node_copy(
-            node, lambda source: replaced[source.name] if source.name in replaced else self.space(source)
+        made = self.new.node_copy(
+            node, lambda source: replaced[source.name] if source.name in replaced else self.argument(node, source)
         )
+        if node.op == "get_attr" and node.meta.get("plain"):
+            made.target = f"source.{node.target}"  # no parameter or buffer: an attribute of the original's class
+        return made
+
+    def argument(self, node: fx.Node, source: fx.Node) -> fx.Node:
+        """What a node that is copied reads."""
+        return self.space(source)
 
     def space(self, node: fx.Node) -> fx.Node:
         """A tensor in the form in which the dense network has it."""
         if node not in self.env:
-            self.env[node] = self.call(
-                layers.batch_to_space, self.fragments[node], est_of(self.plan.steps[node.name].map)
-            )
+            one = self.plan.steps[node.name].map
+            made = self.fragments[node]
+            if one.collapsed or set(est_of(one)) != {1}:
+                made = self.call(layers.batch_to_space, made, est_of(one))
+            self.env[node] = made
         return self.env[node]
 
-    def fragment(self, node: fx.Node) -> fx.Node:
-        """A tensor with its phases in the batch, or what a program computes from the shape of such a tensor."""
-        if node not in self.fragments:
-            step = self.plan.steps.get(node.name)
-            if step is not None and not isinstance(step.op, ShapeOf):
-                self.fragments[node] = self._into_fragments(node, step.map)
-            elif any(source.name in self.plan.steps for source in _ancestors(node)):
-                self.fragments[node] = self.new.node_copy(node, self.fragment)
-            else:
-                self.fragments[node] = self.env[node]
-        return self.fragments[node]
+    def fragment(self, node: fx.Node, est: tuple[int, ...]) -> fx.Node:
+        """A tensor with its phases in the batch.
 
-    def _into_fragments(self, node: fx.Node, one: Map) -> fx.Node:
+        What a program computes from shapes alone is computed anew for fragments of that eST: prod(est) times as many.
+        """
+        step = self.plan.steps.get(node.name)
+        if step is not None and not isinstance(step.op, ShapeOf | Values):
+            if node not in self.fragments:
+                self.fragments[node] = self.into_fragments(node, step.map)
+            return self.fragments[node]
+        number = step is not None and (isinstance(step.op, Values) or step.op == ShapeOf(total=True))
+        sized = step is not None or any(source.name in self.plan.steps for source in _ancestors(node))
+        if node in self.env and (number or not sized or set(est) == {1}):
+            return self.env[node]
+        if (node, est) not in self.sized:
+            if step is not None and step.site.layout is not Layout.MIXED:
+                self.sized[node, est] = self.shape(node, step, est)
+            else:
+                self.sized[node, est] = self.new.node_copy(node, lambda source: self.fragment(source, est))
+        return self.sized[node, est]
+
+    def into_fragments(self, node: fx.Node, one: Map) -> fx.Node:
+        """A tensor of the dense network with its phases in the batch."""
         made = self.env[node]
         if set(est_of(one)) != {1}:
             made = self.call(layers.space_to_batch, made, est_of(one))
         return self.call(layers.vectors, made) if one.collapsed else made
+
+    def est_around(self, node: fx.Node) -> tuple[int, ...]:
+        """The eST of the first tensor that a node follows from."""
+        return next(est_of(self.plan.steps[s.name].map) for s in _ancestors(node) if s.name in self.plan.steps)
+
+    def numbers(self, node: fx.Node, source: fx.Node, est: tuple[int, ...]) -> fx.Node:
+        """An argument on fragments: arithmetic takes the original's numbers, shapes count the fragments."""
+        if source.meta["number"] and reader_of(Call(node, None, ())) is elementwise:
+            return self.space(source)
+        return self.fragment(source, est)
+
+    def shape(self, node: fx.Node, step: Step, est: tuple[int, ...]) -> fx.Node:
+        """The original's shape of a map, where there are prod(est) times as many of them."""
+        return shape_of(self, node, step, est_of(step.sources[0]), prod(est))
 
     def call(self, function: Callable[..., Any], *args: Any) -> fx.Node:
         return self.new.call_function(function, args)
@@ -147,7 +177,7 @@ class Writer:
                 made = (1,) * len(step.map.axes)
             elif isinstance(step.op, Pad | Crop):  # of a denser map with padding="valid" only
                 shape = self.call(layers.original_shape, self.space(self.by_name[key]), est_of(step.map))
-                made = self.call(_item, shape, slice(2, None))
+                made = self.call(item_of, shape, slice(2, None))
             else:
                 made = self.original_sizes(step.site.inputs[0])
             self.sizes[key] = made
@@ -258,67 +288,23 @@ def _conv(writer: Writer, node: fx.Node, op: DenseWindowed, x: fx.Node) -> fx.No
     return writer.call(layers.econv, x, weight, bias, op.windows, groups)
 
 
-def _phase_wise(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node | None:
-    """The op itself on fragments. Nothing moves back into space before somebody needs it there: wraps that follow on
-    each other cancel."""
-    source = step.sources[0]
-    if all(one.untouched for one in (*step.sources, step.map)) and all(
-        writer.by_name[key] in writer.env for key in step.site.inputs
-    ):
-        return writer.copy(node)
-    if writer.plan.padding == "full" or set(est_of(source)) == {1}:
-        writer.fragments[node] = writer.new.node_copy(node, writer.fragment)
-        return None
-    key, est = step.site.inputs[0], est_of(source)
-    x, sizes = writer.space(writer.by_name[key]), writer.original_sizes(key)
-    first = tuple(axis.lattice.offset - axis.lattice.offset % axis.lattice.stride for axis in source.axes)
-    fragments = writer.call(layers.space_to_batch, x, est, sizes, first)
-    kept = writer.call(layers.complete_phases, x, est, sizes, first)
-    return writer.call(layers.batch_to_space, writer.copy(node, **{key: fragments}), est, kept)
+def on_fragments(writer: Writer, node: fx.Node, est: tuple[int, ...], read: Callable[[fx.Node], fx.Node]) -> fx.Node:
+    """A node on fragments; what was recorded as a whole may look at its batch, and sees one phase at a time."""
+    if not node.meta.get("whole"):
+        return writer.new.node_copy(node, read)
+    args, kwargs = fx.map_arg((node.args, node.kwargs), read)
+    if node.op == "call_module":
+        module = writer.new.create_node("get_attr", str(node.target))
+        return writer.call(layers.each_phase, module, prod(est), args, kwargs)
+    return writer.call(_each_phase_of(node.target), prod(est), args, kwargs)
 
 
-def _scaled(writer: Writer, amount: Any, est: int) -> Any:
-    """A number of samples of the original, or the node that computes it, in dense samples."""
-    if amount is None or est == 1 or amount == 0:
-        return fx.map_arg(amount, writer.space)
-    return amount * est if isinstance(amount, int) else writer.call(operator.mul, writer.space(amount), est)
+def _each_phase_of(function: Any) -> Callable[..., Any]:
+    def call(phases: int, args: Any, kwargs: Any) -> Any:
+        return layers.each_phase(function, phases, args, kwargs)
 
-
-def _pad(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
-    """The same padding, e times as wide."""
-    est = est_of(step.sources[0])
-    if set(est) == {1}:
-        return writer.copy(node)
-    module = writer.root.get_submodule(str(node.target)) if node.op == "call_module" else None
-    value = getattr(module, "value", 0.0)
-    amounts: Any = getattr(module, "padding", None)
-    if module is None:
-        given = Call(node, None, ()).arguments("input pad mode value", value=None)
-        amounts, value = given["pad"], given["value"]
-    scaled = [_scaled(writer, amount, est[-1 - i // 2]) for i, amount in enumerate(amounts)]
-    return writer.call(F.pad, writer.space(writer.by_name[step.site.inputs[0]]), scaled, "constant", value)
-
-
-def _crop(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
-    """The same slices, their bounds times e."""
-    est = est_of(step.sources[0])
-    entries = spread(node.args[1], 2 + len(est)) or []
-    bounds = [(entry.start, entry.stop) for entry in entries[2:]]
-    scaled = [slice(*(_scaled(writer, one, e) for one in pair)) for pair, e in zip(bounds, est, strict=True)]
-    x = writer.space(writer.by_name[step.site.inputs[0]])
-    return writer.call(operator.getitem, x, (slice(None), slice(None), *scaled))
-
-
-def _select(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
-    """The op itself on the first phases."""
-    assert isinstance(op, Select)
-    key = step.site.inputs[0]
-    x = writer.space(writer.by_name[key])
-    x = writer.call(layers.first_phases, x, est_of(step.sources[0]), op.kept)
-    if set(op.kept) == {1}:
-        return writer.copy(node, **{key: x})
-    made = writer.copy(node, **{key: writer.call(layers.space_to_batch, x, op.kept)})
-    return writer.call(layers.batch_to_space, made, op.kept)
+    call.__name__ = call.__qualname__ = f"each_phase_of_{function.__name__}"
+    return call
 
 
 def joined(writer: Writer, node: fx.Node, operands: Mapping[str, fx.Node]) -> fx.Node:
@@ -329,63 +315,19 @@ def joined(writer: Writer, node: fx.Node, operands: Mapping[str, fx.Node]) -> fx
     return writer.call(torch.cat, fx.map_arg(tensors, lambda source: operands[source.name]), 1)
 
 
-def _join(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
-    keys, sources = step.site.inputs, step.sources
-    operands = {key: writer.space(writer.by_name[key]) for key in keys}
-    if all(source.untouched for source in sources):
-        return writer.copy(node)
-    if len(keys) == 1:
-        return joined(writer, node, operands)
-    if any(spreads(axes) for axes in zip(*(source.axes for source in sources), strict=True)):
-        wide = next(
-            k for source, k in zip(sources, keys, strict=True) if not all(axis.statistic for axis in source.axes)
-        )
-        for key, source in zip(keys, sources, strict=True):
-            if all(axis.statistic for axis in source.axes):
-                operands[key] = writer.call(layers.tile, operands[key], operands[wide], est_of(source))
-    if writer.plan.padding != "full" and any(axis.lattice.stride > 1 for axis in step.map.axes):
-        aligned = writer.call(layers.align, tuple(operands.values()), tuple(crops(sources)))
-        operands = {key: writer.new.call_function(_item, (aligned, i)) for i, key in enumerate(keys)}
-    return joined(writer, node, operands)
-
-
-def _shape_of(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node | None:
-    return shape_of(writer, node, step, est_of(step.sources[0]))
-
-
-def shape_of(writer: Writer, node: fx.Node, step: Step, est: tuple[int, ...]) -> fx.Node | None:
-    """The original's shape of a map whose samples lie `est` apart."""
+def shape_of(writer: Writer, node: fx.Node, step: Step, est: tuple[int, ...], *batch: int) -> fx.Node:
+    """The original's shape of a map whose samples lie `est` apart; `batch` as in :func:`layers.original_shape`."""
     source = step.sources[0]
-    if step.site.layout is Layout.MIXED and not source.untouched:
-        return None
     asked = node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target)
-    if source.untouched:
-        return writer.copy(node)
     x = writer.space(writer.by_name[step.site.inputs[0]])
     if asked in ("dim", "ndim", "ndimension"):
         return writer.call(layers.original_dim, x, source.collapsed)
     flattened = tuple(axis.pending for axis in source.axes) if source.collapsed else None
-    shape = writer.call(layers.original_shape, x, est, flattened)
+    shape = writer.call(layers.original_shape, x, est, flattened, *batch)
     dims = [*node.args[1:], *node.kwargs.values()] if asked == "size" else []
-    return writer.new.call_function(_item, (shape, dims[0])) if dims else shape
+    return writer.new.call_function(item_of, (shape, dims[0])) if dims else shape
 
 
-def _item(values: Any, index: int | slice) -> Any:
+def item_of(values: Any, index: int | slice) -> Any:
     """One entry of a sequence, or some."""
     return values[index]
-
-
-class DilatedWriter(Writer):
-    """The form "dilated": eConv and ePool, phase by phase where an op has no dilated form."""
-
-    writers: ClassVar = {
-        DenseWindowed: windowed,
-        Identity: identity,
-        Join: _join,
-        Pad: _pad,
-        Crop: _crop,
-        Select: _select,
-        PhaseWise: _phase_wise,
-        Rows: rows,
-        ShapeOf: _shape_of,
-    }

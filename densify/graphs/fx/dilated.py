@@ -1,0 +1,132 @@
+"""The form "dilated": eConv and ePool, phase by phase where an op has no dilated form."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import fx
+
+from densify import layers
+from densify.graphs.fx.readers import spread
+from densify.graphs.fx.registry import Call
+from densify.graphs.fx.write import (
+    Writer,
+    est_of,
+    identity,
+    item_of,
+    joined,
+    on_fragments,
+    rows,
+    windowed,
+)
+from densify.ops import Crop, DenseWindowed, Identity, Join, Layout, Op, Pad, PhaseWise, Rows, Select, ShapeOf
+from densify.planning import Step
+from densify.rules.joins import crops, spreads
+
+
+def _phase_wise(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node | None:
+    """The op itself on fragments. Nothing moves back into space before somebody needs it there: wraps that follow on
+    each other cancel."""
+    source = step.sources[0]
+    if all(one.untouched for one in (*step.sources, step.map)) and all(
+        writer.by_name[key] in writer.env for key in step.site.inputs
+    ):
+        return writer.copy(node)
+    if writer.plan.padding == "full" or set(est_of(source)) == {1}:
+        est = est_of(source)
+        writer.fragments[node] = on_fragments(writer, node, est, lambda one: writer.numbers(node, one, est))
+        return None
+    key, est = step.site.inputs[0], est_of(source)
+    x, sizes = writer.space(writer.by_name[key]), writer.original_sizes(key)
+    first = tuple(axis.lattice.offset - axis.lattice.offset % axis.lattice.stride for axis in source.axes)
+    fragments = writer.call(layers.space_to_batch, x, est, sizes, first)
+    kept = writer.call(layers.complete_phases, x, est, sizes, first)
+    return writer.call(layers.batch_to_space, writer.copy(node, **{key: fragments}), est, kept)
+
+
+def _scaled(writer: Writer, amount: Any, est: int) -> Any:
+    """A number of samples of the original, or the node that computes it, in dense samples."""
+    if amount is None or est == 1 or amount == 0:
+        return fx.map_arg(amount, writer.space)
+    return amount * est if isinstance(amount, int) else writer.call(operator.mul, writer.space(amount), est)
+
+
+def _pad(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    """The same padding, e times as wide."""
+    est = est_of(step.sources[0])
+    if set(est) == {1}:
+        return writer.copy(node)
+    module = writer.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    value = getattr(module, "value", 0.0)
+    amounts: Any = getattr(module, "padding", None)
+    if module is None:
+        given = Call(node, None, ()).arguments("input pad mode value", value=None)
+        amounts, value = given["pad"], given["value"]
+    scaled = [_scaled(writer, amount, est[-1 - i // 2]) for i, amount in enumerate(amounts)]
+    return writer.call(F.pad, writer.space(writer.by_name[step.site.inputs[0]]), scaled, "constant", value)
+
+
+def _crop(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    """The same slices, their bounds times e."""
+    est = est_of(step.sources[0])
+    entries = spread(node.args[1], 2 + len(est)) or []
+    bounds = [(entry.start, entry.stop) for entry in entries[2:]]
+    scaled = [slice(*(_scaled(writer, one, e) for one in pair)) for pair, e in zip(bounds, est, strict=True)]
+    x = writer.space(writer.by_name[step.site.inputs[0]])
+    return writer.call(operator.getitem, x, (slice(None), slice(None), *scaled))
+
+
+def _select(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    """The op itself on the first phases."""
+    assert isinstance(op, Select)
+    key = step.site.inputs[0]
+    x = writer.space(writer.by_name[key])
+    x = writer.call(layers.first_phases, x, est_of(step.sources[0]), op.kept)
+    if set(op.kept) == {1}:
+        return writer.copy(node, **{key: x})
+    made = writer.copy(node, **{key: writer.call(layers.space_to_batch, x, op.kept)})
+    return writer.call(layers.batch_to_space, made, op.kept)
+
+
+def _join(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    keys, sources = step.site.inputs, step.sources
+    operands = {key: writer.space(writer.by_name[key]) for key in keys}
+    if all(source.untouched for source in sources):
+        return writer.copy(node)
+    if len(keys) == 1:
+        return joined(writer, node, operands)
+    if any(spreads(axes) for axes in zip(*(source.axes for source in sources), strict=True)):
+        wide = next(
+            k for source, k in zip(sources, keys, strict=True) if not all(axis.statistic for axis in source.axes)
+        )
+        for key, source in zip(keys, sources, strict=True):
+            if all(axis.statistic for axis in source.axes):
+                operands[key] = writer.call(layers.tile, operands[key], operands[wide], est_of(source))
+    if writer.plan.padding != "full" and any(axis.lattice.stride > 1 for axis in step.map.axes):
+        aligned = writer.call(layers.align, tuple(operands.values()), tuple(crops(sources)))
+        operands = {key: writer.new.call_function(item_of, (aligned, i)) for i, key in enumerate(keys)}
+    return joined(writer, node, operands)
+
+
+def _shape_of(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node | None:
+    if step.sources[0].untouched:
+        return writer.copy(node)
+    return None if step.site.layout is Layout.MIXED else writer.shape(node, step, (1,) * len(step.map.axes))
+
+
+class DilatedWriter(Writer):
+    """The form "dilated": eConv and ePool, phase by phase where an op has no dilated form."""
+
+    writers: ClassVar = {
+        DenseWindowed: windowed,
+        Identity: identity,
+        Join: _join,
+        Pad: _pad,
+        Crop: _crop,
+        Select: _select,
+        PhaseWise: _phase_wise,
+        Rows: rows,
+        ShapeOf: _shape_of,
+    }

@@ -1,0 +1,116 @@
+"""Proxies that know their value on the example, so that a program may ask them what it asks tensors and sizes."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.proxy import Attribute
+
+if TYPE_CHECKING:
+    from densify.graphs.fx.tracer import ExampleTracer
+
+_DEVICES = ("is_cpu", "is_cuda", "is_mps", "is_xpu", "is_meta")
+
+
+def assigned(x: Tensor, index: Any, value: Any) -> Tensor:
+    """``x[index] = value`` on a copy of x."""
+    x = x.clone()
+    x[index] = value
+    return x
+
+
+class ExampleProxy(fx.Proxy):
+    """A proxy that knows its value on the example.
+
+    An op in place, and an assignment to a part, make the proxy that they change stand for their result.
+    """
+
+    tracer: ExampleTracer
+
+    @property
+    def value(self) -> Any:
+        return self.node.meta["value"]
+
+    def __getattr__(self, name: str) -> Any:
+        """An attribute of the value, recorded; the few that no result depends on are given as they are."""
+        value = self.value
+        if isinstance(value, Tensor):
+            if name == "shape" and self.node.op == "get_attr":
+                return value.shape
+            if name in ("requires_grad", "grad_fn"):
+                return None if name == "grad_fn" else False
+            if name in _DEVICES:
+                return name == f"is_{self.tracer.device.type}"
+        if isinstance(value, torch.device):
+            return getattr(value, name)
+        if name.startswith("__array") or not hasattr(value, name):
+            raise AttributeError(f"'{type(value).__name__}' object has no attribute '{name}'")
+        return ExampleAttribute(self, name)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.node = self._call(assigned, index, value).node
+
+    def __len__(self) -> int:
+        if isinstance(self.value, Tensor):
+            batch: Any = self.tracer.create_proxy("call_method", "size", (self, 0), {})
+            return int(batch)
+        return len(self.value)
+
+    def _call(self, function: Any, *args: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, *args), {})
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._call(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._call(operator.isub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._call(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._call(operator.itruediv, other)
+
+    def __int__(self) -> int:
+        return int(self.tracer.decide(self, int))
+
+    def __index__(self) -> int:
+        return int(self.tracer.decide(self, operator.index))
+
+    def __float__(self) -> float:
+        return float(self.tracer.decide(self, float))
+
+    def __ceil__(self) -> Any:
+        return self._call(math.ceil)
+
+    def __floor__(self) -> Any:
+        return self._call(math.floor)
+
+    def __round__(self, *digits: Any) -> Any:
+        return self._call(round, *digits)
+
+    def __divmod__(self, other: Any) -> Any:
+        return (self // other, self % other)
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return (other // self, other % self)
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self.value
+
+    def __format__(self, spec: str) -> str:
+        """Its name, whatever the format: a text that is made of the example's sizes must not decide anything."""
+        return repr(self)
+
+    __hash__ = fx.Proxy.__hash__
+
+
+class ExampleAttribute(Attribute, ExampleProxy):
+    """An attribute of a proxy, recorded when it is used and is no method."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise TypeError(f"an assignment to a part of .{self.attr} is not recorded: assign to the tensor itself")
