@@ -6,6 +6,8 @@ import copy
 import io
 import math
 import pickle
+import subprocess
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -336,3 +338,14 @@ def test_autocast_inside_is_refused_where_strides_are() -> None:
 
     with pytest.raises(ConversionError, match=r"autocast is switched on inside forward.*test_tracing.py:\d+"):
         densify.convert(Model(), REFERENCE, output_stride=1)
+
+
+def test_a_trace_leaves_torch_as_it_was() -> None:
+    program = (
+        "import torch, densify\n"
+        "net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 2), torch.nn.ReLU(), torch.nn.MaxPool2d(2))\n"
+        "densify.convert(net, (1, 3, 17, 22), output_stride=1)\n"
+        "with torch.device('meta'):\n"
+        "    assert torch.nn.Linear(2, 2).weight.is_meta and torch.zeros(1).is_meta\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from densify.errors import ConversionError
 from densify.graphs.fx.proxies import ExampleProxy
@@ -84,6 +84,9 @@ def recording(tracer: ExampleTracer, root: nn.Module) -> Iterator[None]:
             return script(function, *args, **kwargs)
         return tracer.create_proxy("call_function", _call_of(function, function.name), args, kwargs)
 
+    # torch makes lists of its functions at first use and keeps them: let those not be the wrapped ones of a trace.
+    with torch.device("meta"):
+        is_tensor_method_or_property(torch.empty(0).add)
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch.autograd.Function, "apply", classmethod(applied)))
         stack.enter_context(patch.object(torch.jit.ScriptFunction, "__call__", scripted))
