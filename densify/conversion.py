@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from densify.choose import Choice, check, choose, survey, thresholds
 from densify.errors import ConversionError, UsageError
+from densify.graphs.fx import apart
 from densify.graphs.fx.dilated import DilatedWriter
 from densify.graphs.fx.fragments import FragmentWriter
 from densify.graphs.fx.read import Names, network
@@ -299,6 +300,8 @@ class Conversion:
     def _read(self, model: nn.Module, example: Tensor, *, training: bool) -> None:
         graph = trace(model, example, training=training)
         read = network(graph, self._root, training=training, names=self._names)
+        if not training:  # in train mode BatchNorm mixes images, and dropout is random, as they should
+            read = apart.check(read, graph, model, len(example))
         for node in graph.nodes:
             value = node.meta.pop("value", None)  # what it was traced with may be large
             node.meta["number"] = isinstance(value, int | float)

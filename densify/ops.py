@@ -239,7 +239,13 @@ class Linear(Op):
 
 @dataclass(frozen=True)
 class Rows(Op):
-    """Any other op on vectors [B, K]: in the dense network it runs on the vector of every position."""
+    """Any other op on vectors [B, K]: in the dense network it runs on the vector of every position.
+
+    Attributes:
+        fault: why it must not run on more vectors than there are images; "" where it may.
+    """
+
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -259,10 +265,12 @@ class Other(Op):
     Attributes:
         scales: per spatial axis, how many times as long its result is; 0 for a statistic of the whole axis.
         layout: what its result is, see :class:`Layout`.
+        fault: why it must not run on phases that are laid in the batch; "" where it may.
     """
 
     scales: tuple[Fraction, ...]
     layout: Layout
+    fault: str = ""
 
 
 @dataclass(frozen=True)

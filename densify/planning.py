@@ -14,6 +14,7 @@ from densify.lattice import Axis, Lattice
 from densify.ops import (
     AdaptivePool,
     Channelwise,
+    Crop,
     Flatten,
     GlobalPool,
     Identity,
@@ -47,6 +48,7 @@ class Site:
         where: source file and line, where known.
         work: multiply-additions per output sample and image.
         layout: what its result is in the original.
+        views, rereads: where the op changes a tensor that is read again, keys of its views and of what reads later.
     """
 
     key: str
@@ -58,6 +60,8 @@ class Site:
     where: str = ""
     work: int = 0
     layout: Layout = Layout.MAP
+    views: tuple[str, ...] = ()
+    rereads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,7 @@ def walk(
         steps[key] = Step(site, op, sources, result)
         if sizes is None:
             _agrees(site, result)
-    refusals += _mixed_outputs(network, steps)
+    refusals += [*_mixed_outputs(network, steps), *_stale_reads(network, steps)]
     if chosen and not refusals:
         refusals += _lost_density(network, steps)
     if refusals:
@@ -247,6 +251,22 @@ def _mixed_outputs(network: Network, steps: Mapping[str, Step]) -> list[Refusal]
             reason = f'it makes the output "{name}", whose spatial axes are not those of a map [B, C, *spatial]'
             found.append(Refusal(step.site.layer, reason, "Return the map itself.", step.site.where))
     return found
+
+
+def _stale_reads(network: Network, steps: Mapping[str, Step]) -> list[Refusal]:
+    """Changes in place that would be lost, because somebody works on a copy: fragments, above all."""
+    found = []
+    for key, site in network.sites.items():
+        changing = [steps[one] for one in (*site.views, key) if one in steps and site.rereads]
+        reading = [steps[one] for one in site.rereads if one in steps]
+        lost = any(not (one.map.untouched or isinstance(one.op, _ON_THE_SPOT)) for one in changing)
+        if lost or any(isinstance(one.op, PhaseWise) and not one.map.untouched for one in reading):
+            reason = "it changes a tensor in place that is read again, and phases are taken from a copy of that tensor"
+            found.append(Refusal(site.layer, reason, "Let it make a new tensor (no inplace=True).", site.where))
+    return found
+
+
+_ON_THE_SPOT = (Pointwise, Channelwise, Join, Identity, Crop)
 
 
 def _lost_density(network: Network, steps: Mapping[str, Step]) -> list[Refusal]:

@@ -298,7 +298,7 @@ def test_constants_are_exported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("program", "error", "words"),
     [
-        (lambda m, x: x / larger(x).item(), RefusedError, "one number or condition of the values of a map"),
+        (lambda m, x: x / larger(x).item(), RefusedError, "a number or a condition of a map"),
         (lambda m, x: seen_by_a_view(x), ConversionError, r"test_tracing.py:\d+: an assignment to a part"),
         (lambda m, x: F.adaptive_avg_pool2d(x, x), ConversionError, r"test_tracing.py:\d+, in <lambda>"),
     ],

@@ -48,7 +48,7 @@ def emax_pool(x: Tensor, windows: Sequence[DenseWindow], sizes: Sequence[int] | 
     """
     layouts = _layouts(x, windows, sizes)
     # Padding is filled with -inf by hand: torch and ONNX Runtime compare their own with the undilated kernel.
-    x = _pad(x, layouts, float("-inf"))
+    x = _pad(x, layouts, float("-inf") if x.is_floating_point() else torch.iinfo(x.dtype).min)
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
         # Where two samples tie, torch.maximum would send the gradient to both.
         kernel, stride = [w.kernel for w in windows], [w.move for w in windows]

@@ -18,6 +18,8 @@ def other(op: Other, *sources: Map, padding: str) -> Rewrite:
         raise Refused("it makes a map of a head's flattened window", 'Use head="features"')
     if padding != "full" and any(lattice != (1, 0) for source in sources for lattice in source.lattices):
         raise Refused(f'it has no dilated form, and padding="{padding}" leaves phases incomplete', 'Use padding="full"')
+    if op.fault and any(axis.lattice != (1, 0) for source in sources for axis in source.axes):
+        raise Refused(op.fault, "Choose layers behind it, or write it image by image")
     axes = tuple(
         _axis(operands, scale, padding)
         for operands, scale in zip(zip(*(source.axes for source in sources), strict=True), op.scales, strict=True)

@@ -27,7 +27,7 @@ def values(op: Op, *sources: Map, padding: str) -> Rewrite:
     """A number cannot be another one for every phase."""
     if not all(source.untouched for source in sources):
         raise Refused(
-            "it makes one number or condition of the values of a map, and every phase has its own",
+            "it makes a number or a condition of a map, and every phase has its own",
             "Keep it a tensor, or choose layers behind it",
         )
     return Rewrite(op, sources[0])
@@ -47,6 +47,9 @@ def rows(op: Op, source: Map, *, padding: str) -> Rewrite:
             "it works on a flattened window of the map, entry by entry, and that window is not a tensor here",
             'Use head="features", or move it behind the first Linear layer',
         )
+    fault = getattr(op, "fault", "")
+    if fault and any(axis.lattice.stride > 1 or not axis.statistic for axis in source.axes):
+        raise Refused(fault, "Choose layers behind it, or write it image by image")
     return Rewrite(Rows(), source)
 
 

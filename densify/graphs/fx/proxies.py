@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +16,11 @@ if TYPE_CHECKING:
     from densify.graphs.fx.tracer import ExampleTracer
 
 _DEVICES = ("is_cpu", "is_cuda", "is_mps", "is_xpu", "is_meta")
+
+
+def instruction(frame: FrameType) -> tuple[int, int]:
+    """The instruction that a frame is at."""
+    return id(frame), frame.f_lasti
 
 
 def assigned(x: Tensor, index: Any, value: Any) -> Tensor:
@@ -79,7 +86,9 @@ class ExampleProxy(fx.Proxy):
         return int(self.tracer.decide(self, int))
 
     def __index__(self) -> int:
-        return int(self.tracer.decide(self, operator.index))
+        value = int(self.tracer.decide(self, operator.index))
+        next(reversed(self.tracer.graph.nodes)).meta["asked"] = instruction(sys._getframe(1))
+        return value
 
     def __float__(self) -> float:
         return float(self.tracer.decide(self, float))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
+from dataclasses import replace
 from fractions import Fraction
 from math import prod
 from typing import Any
@@ -11,10 +13,11 @@ from torch import Tensor, fx, nn
 
 from densify.errors import ConversionError
 from densify.graphs.fx.guards import guard, source_line
-from densify.graphs.fx.readers import reads_shape  # importing the readers registers them
-from densify.graphs.fx.registry import Call, kind, reader_of
-from densify.graphs.fx.trace import probe
-from densify.ops import Channelwise, Conv, Flatten, Layout, Linear, Op, Other, Rows, ShapeOf, Unsupported, Values
+from densify.graphs.fx.probe import probe
+from densify.graphs.fx.proxies import assigned
+from densify.graphs.fx.readers import describes, random, reads_shape  # importing the readers registers them
+from densify.graphs.fx.registry import Call, in_place, kind, reader_of
+from densify.ops import Channelwise, Conv, Flatten, Layout, Linear, Op, Other, Rows, Unsupported, Values
 from densify.planning import Network, Site
 from densify.structure import named
 
@@ -26,9 +29,12 @@ def network(graph: fx.Graph, root: nn.Module, *, training: bool, names: Names | 
         root: the module tree that it was traced from, on the meta device.
         names: gives the layers their names; the one of eval mode, so that train mode calls the same calls the same.
     """
-    reader = _Reader(graph, root, names or Names())
+    reader = _Reader(graph, root, names or Names(), training)
     for node in graph.nodes:
         reader.visit(node)
+    for node, views, rereads in _rereads(graph, root):
+        if node.name in reader.sites:
+            reader.sites[node.name] = replace(reader.sites[node.name], views=views, rereads=rereads)
     return Network(reader.sites, outputs(graph, reader.layouts), training)
 
 
@@ -64,10 +70,10 @@ class Names:
 class _Reader:
     """Walks a graph and remembers, for every tensor that depends on the image, what it is."""
 
-    def __init__(self, graph: fx.Graph, root: nn.Module, names: Names) -> None:
-        self.root = root
-        self.doubled = probe(graph, root)
-        self.batch = next(node.meta["value"].shape[0] for node in graph.nodes if node.op == "placeholder")
+    def __init__(self, graph: fx.Graph, root: nn.Module, names: Names, training: bool) -> None:
+        self.root, self.training = root, training
+        self.batch = next(len(node.meta["value"]) for node in graph.nodes if node.op == "placeholder")
+        self.batches, *self.doubled = probe(graph, root)
         self.sites: dict[str, Site] = {}
         self.layouts: dict[fx.Node, Layout] = {}
         self.sizes: dict[fx.Node, tuple[int, ...]] = {}  # the original's, per spatial axis
@@ -78,19 +84,23 @@ class _Reader:
         """Describe one node, where it holds a tensor that depends on the image, or reads the shape or values of one."""
         inputs = tuple(dict.fromkeys(n for n in node.all_input_nodes if n in self.layouts))
         value: Any = node.meta.get("value")
-        if node.op == "output" or not (inputs or (node.op == "placeholder" and _is_image(value))):
+        if node.op == "output" or not (inputs or _is_image(node) or self._draws(node)):
             return
         if str(node.target) in _NEW or (node.target in ("to", "type_as") and node.args[0] not in self.layouts):
             return  # of the map it takes the type and the device alone
-        call = Call(node, self.root.get_submodule(str(node.target)) if node.op == "call_module" else None, inputs)
+        module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        call = Call(node, module, inputs, self.training)
         op = None
-        if node.op == "placeholder":
+        if not inputs and node.op != "placeholder":
+            op = random(call)
+            self._remember(node, Layout.MIXED, next(iter(self.sizes.values()), ()))
+        elif node.op == "placeholder":
             self._remember(node, Layout.MAP, tuple(value.shape[2:]))
         else:
-            if not (_tensors(value) or reads_shape(call) or _reads_values(node)):
+            if not (_tensors(value) or reads_shape(call) or _reads_values(call)):
                 return
             op = self.read(call)
-            if not isinstance(op, ShapeOf | Values):
+            if _tensors(value):
                 self._place(call, op)
         self.sites[node.name] = Site(
             key=node.name,
@@ -103,6 +113,10 @@ class _Reader:
             work=_work(call, op),
             layout=self.layouts[node if node in self.layouts else inputs[0]],
         )
+
+    def _draws(self, node: fx.Node) -> bool:
+        """Whether a node makes random numbers, of no map, where there should be none."""
+        return not self.training and bool(node.users) and reader_of(Call(node, None, ())) is random
 
     def read(self, call: Call) -> Op:
         """The description of one node's op."""
@@ -117,13 +131,14 @@ class _Reader:
         layouts = {self.layouts[node] for node in call.maps}
         before = call.maps[0]
         pieces = not isinstance(before.meta["value"], Tensor) and isinstance(self.sites[before.name].op, Other)
-        known = reads_shape(call) or (reader is not None and Layout.MIXED not in layouts and not pieces)
+        maps = Layout.MIXED not in layouts and not pieces and self._follows_batch(call.node)
+        known = reads_shape(call) or (reader is not None and maps)
         op = reader(call) if known and reader is not None else None
         torn = isinstance(op, Channelwise) and layouts == {Layout.VECTOR} and not isinstance(call.result, Tensor)
         if op is not None and not torn:
             return op
-        rows = layouts == {Layout.VECTOR} and isinstance(call.result, Tensor) and call.result.dim() == 2
-        if rows and not pieces and not call.node.meta.get("whole"):
+        alone = layouts == {Layout.VECTOR} and len(call.maps) == 1 and not pieces and not call.node.meta.get("whole")
+        if alone and isinstance(call.result, Tensor) and call.result.dim() == 2:
             return Rows()
         wide = tuple(max(sizes) for sizes in zip(*(self.sizes[node] for node in call.maps), strict=True))
         first = next((s for s in (self.sizes[node] for node in call.maps) if max(s) > 1), wide)
@@ -148,6 +163,14 @@ class _Reader:
     def _remember(self, node: fx.Node, layout: Layout, sizes: tuple[int, ...]) -> None:
         self.layouts[node], self.sizes[node] = layout, sizes
 
+    def _follows_batch(self, node: fx.Node) -> bool:
+        """Whether a node's first axis is the images'; tuples are looked at entry by entry."""
+        value = node.meta["value"]
+        if not isinstance(value, Tensor):
+            return True
+        doubled = (2 * self.batch, *value.shape[1:])
+        return value.shape[:1] == (self.batch,) and self.batches.get(node.name, doubled) == doubled
+
     def _found(self, node: fx.Node, before: tuple[int, ...]) -> tuple[Layout, tuple[int, ...]]:
         """What an unknown op's result is, and its sizes (0 where it is a statistic of that axis).
 
@@ -155,19 +178,17 @@ class _Reader:
         rank and size counts as a map.
         """
         count, value = len(before), node.meta["value"]
-        first = _tensors(value)[0]
-        shape = tuple(first.shape)
-        vector = len(shape) == 2 and shape[0] == self.batch
-        doubled = self.doubled.get(node.name)
-        if doubled is None or not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or not self._follows_batch(node):
+            return Layout.MIXED, before
+        shape = tuple(value.shape)
+        doubled = [sizes[node.name] for sizes in self.doubled if node.name in sizes]
+        if len(doubled) < count:
             if len(shape) == 2 + count and shape[2:] == before:
                 return Layout.MAP, before
-            return (
-                (Layout.VECTOR, (0,) * count) if len(shape) == 2 and shape[0] == self.batch else (Layout.MIXED, before)
-            )
+            return (Layout.VECTOR, (0,) * count) if len(shape) == 2 else (Layout.MIXED, before)
         moving = [[d for d, size in enumerate(shape) if other[d] != size] for other in doubled]
         if not any(moving):
-            if vector:
+            if len(shape) == 2:
                 return Layout.VECTOR, (0,) * count
             if len(shape) == 2 + count and set(shape[2:]) == {1}:
                 return Layout.MAP, (0,) * count
@@ -199,8 +220,37 @@ def outputs(graph: fx.Graph, maps: Iterable[fx.Node]) -> dict[str, str]:
     return found
 
 
-def _is_image(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() >= 3
+def _rereads(graph: fx.Graph, root: nn.Module) -> Iterable[tuple[fx.Node, tuple[str, ...], tuple[str, ...]]]:
+    """The nodes that change a tensor which is read again, the tensor's other views up to there, and who reads later."""
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if not (in_place(node, root) and node.args and isinstance(node.args[0], fx.Node)):
+            continue
+        changed = _storage(node.args[0])
+        views = [n for n in order if order[n] < order[node] and changed is not None and _storage(n) == changed]
+        later = [user for view in views for user in view.users if order[user] > order[node]]
+        later = [user for user in later if not _writes_back(user, node)]
+        if later:
+            yield node, tuple(n.name for n in views[1:]), tuple(n.name for n in later)
+
+
+def _writes_back(user: fx.Node, node: fx.Node) -> bool:
+    """Whether a change of a part is assigned to that part, as ``x[i] += y`` does; the part is then seen in any case."""
+    part = node.args[0]
+    return (
+        user.target is assigned and isinstance(part, fx.Node) and part.target is operator.getitem
+        and user.args == (part.args[0], part.args[1], node)
+    )  # fmt: skip
+
+
+def _storage(node: fx.Node) -> int | None:
+    value = node.meta.get("value")
+    return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
+
+
+def _is_image(node: fx.Node) -> bool:
+    value = node.meta.get("value")
+    return node.op == "placeholder" and isinstance(value, Tensor) and value.dim() >= 3
 
 
 _NEW = ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
@@ -211,10 +261,9 @@ def _tensors(value: Any) -> list[Tensor]:
     return [tensor for _, tensor in named(value, Tensor)]
 
 
-def _reads_values(node: fx.Node) -> bool:
+def _reads_values(call: Call) -> bool:
     """Whether a program makes numbers of a tensor's values."""
-    name = getattr(node.target, "__name__", node.target)
-    return node.target is guard or name in ("item", "tolist", "numpy", "equal", "allclose", "__contains__")
+    return call.node.target is guard or (call.result is not None and not describes(call))
 
 
 def _work(call: Call, op: Op | None) -> int:

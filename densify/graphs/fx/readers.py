@@ -199,8 +199,8 @@ def linear(call: Call) -> Op | None:
 _ELEMENTWISE = (
     "relu relu6 sigmoid tanh gelu silu mish elu selu celu leaky_relu prelu rrelu hardtanh hardswish hardsigmoid "
     "hardshrink softplus softsign softshrink tanhshrink threshold logsigmoid exp expm1 log log1p sqrt rsqrt abs neg "
-    "sign square pow reciprocal clamp clamp_min clamp_max clip erf sin cos nan_to_num dropout alpha_dropout "
-    "feature_alpha_dropout dropout1d dropout2d dropout3d where clone detach"
+    "sign square pow reciprocal clamp clamp_min clamp_max clip erf sin cos nan_to_num where clone "
+    "detach"
 )
 _MODULES = (
     "ReLU ReLU6 Sigmoid Tanh GELU SiLU Mish ELU SELU CELU LeakyReLU PReLU RReLU Hardtanh Hardswish Hardsigmoid "
@@ -225,6 +225,27 @@ def elementwise(call: Call) -> Op | None:
     return Channelwise() if tensors or isinstance(call.module, nn.PReLU) else Pointwise()
 
 
+@reads(*everywhere("dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d"))
+def dropout(call: Call) -> Op | None:
+    given = call.arguments("input p training", p=0.5, training=True)
+    if given["training"] and given["p"] and not call.training:
+        return Unsupported("it drops in eval mode too, at random", "Give it training=self.training")
+    return elementwise(call)
+
+
+_DRAWS = (
+    "bernoulli multinomial poisson normal uniform random exponential cauchy log_normal geometric "
+    "rand randn randint randperm rand_like randn_like randint_like"
+)
+
+
+@reads(*everywhere(_DRAWS))
+def random(call: Call) -> Op | None:
+    if call.training:
+        return None
+    return Unsupported("it draws random numbers in eval mode, so there is no original to be equal to", "Leave it out")
+
+
 @reads(torch.cat, torch.concat)
 def cat(call: Call) -> Op | None:
     given = call.arguments("tensors dim", dim=0)
@@ -237,6 +258,17 @@ def cat(call: Call) -> Op | None:
 
 
 @reads(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, F.batch_norm)
+def batch_norm(call: Call) -> Op | None:
+    given = call.arguments("input running_mean running_var weight bias training", running_mean=None)
+    of_batch = given["running_mean"] is None or (call.module is None and given.get("training"))
+    if of_batch and not call.training:
+        return Unsupported(
+            "it takes its statistics from the batch in eval mode too, so that they would be those of all phases",
+            "Give it running statistics",
+        )
+    return Channelwise()
+
+
 @reads(nn.LocalResponseNorm, nn.CrossMapLRN2d, F.local_response_norm)
 def across_channels(call: Call) -> Op | None:
     return Channelwise()
@@ -327,6 +359,18 @@ def _reads_batch_only(call: Call) -> bool:
     if node.target == "size" and len(node.args) > 1:
         return node.args[1] in (0, 1)
     return all(user.target is operator.getitem and user.args[1] in (0, 1) for user in node.users)
+
+
+_DESCRIPTIONS = "dtype device layout is_cuda is_cpu is_meta is_quantized requires_grad training is_mkldnn is_sparse"
+_QUESTIONS = "is_floating_point is_complex get_device type element_size requires_grad_ is_same_size"
+
+
+def describes(call: Call) -> bool:
+    """Whether what a program takes out of a map, no tensor, is the same for its dense form."""
+    node = call.node
+    if node.target is getattr:
+        return node.args[1] in _DESCRIPTIONS.split()
+    return getattr(node.target, "__name__", str(node.target)) in _QUESTIONS.split()
 
 
 def reads_shape(call: Call) -> bool:

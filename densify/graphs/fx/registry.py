@@ -5,6 +5,7 @@ A reader is a function ``(call) -> Op | None``, registered for the callables, mo
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +27,13 @@ class Call:
         node: the torch.fx node.
         module: the module that it calls, or None.
         maps: the nodes among its arguments that hold maps.
+        training: whether its graph is that of train mode.
     """
 
     node: fx.Node
     module: nn.Module | None
     maps: tuple[fx.Node, ...]
+    training: bool = False
 
     def arguments(self, names: str, **defaults: Any) -> dict[str, Any]:
         """The node's arguments under the function's parameter names; a module's attributes stand for its own."""
@@ -140,3 +143,15 @@ def kind(call: Call) -> str:
     target = call.node.target
     name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
     return next((n for n in dir(F) if getattr(F, n) is target), name) if name in ("fn", "boolean_dispatch") else name
+
+
+def in_place(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node changes its first argument."""
+    if node.op == "call_module":
+        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
+    name = getattr(node.target, "__name__", str(node.target))
+    marked = name.endswith("_") and not name.endswith("__")
+    return marked or node.kwargs.get("inplace") is True or node.target in _IN_PLACE
+
+
+_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}

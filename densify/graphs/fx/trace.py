@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from densify.errors import ConversionError
-from densify.graphs.fx.guards import OWN, guard
+from densify.graphs.fx.guards import OWN
 from densify.graphs.fx.tracer import ExampleTracer
 
 
@@ -108,41 +108,3 @@ def _explain(error: Exception, model: nn.Module, example: Tensor) -> str:
         return f"{error}{at}."
     message = str(error).strip().split("\n")[0] or f"{type(error).__name__} ({line})"
     return f"{message}{at}, with an example of shape {tuple(example.shape)}. Does the model run on this example?"
-
-
-def probe(graph: fx.Graph, root: nn.Module) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """How the shapes of a graph's tensors follow the image's: per node its shape with each spatial axis doubled.
-
-    Nodes that do not run at another size than the example's are left out, and what depends on them.
-
-    Args:
-        graph: as :func:`trace` made it.
-        root: the module tree on the meta device.
-    """
-    image = next(node.meta["value"] for node in graph.nodes if node.op == "placeholder")
-    found: list[dict[str, tuple[int, ...]]] = []
-    for axis in range(2, image.dim()):
-        shape = [size * 2 if dim == axis else size for dim, size in enumerate(image.shape)]
-        found.append(_shapes(graph, root, torch.empty(shape, dtype=image.dtype, device="meta")))
-    common = set.intersection(*(set(one) for one in found))
-    return {name: tuple(one[name] for one in found) for name in common}
-
-
-def _shapes(graph: fx.Graph, root: nn.Module, image: Tensor) -> dict[str, tuple[int, ...]]:
-    values: dict[fx.Node, Any] = {}
-    runner = fx.Interpreter(fx.GraphModule(nn.Module(), fx.Graph()))
-    runner.module = root
-    placed = False
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            values[node], placed = (node.meta["value"] if placed else image), True
-            continue
-        if node.op == "output" or node.target is guard or any(source not in values for source in node.all_input_nodes):
-            continue
-        args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-        try:
-            with torch.no_grad(), torch.device("meta"):
-                values[node] = getattr(runner, node.op)(node.target, args, kwargs)
-        except Exception:  # a size that the model does not take: what hangs on this node stays unknown
-            continue
-    return {node.name: tuple(value.shape) for node, value in values.items() if isinstance(value, Tensor)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from densify.errors import ConversionError
 from densify.graphs.fx.guards import check_assignments, guard, looks_at_values, source_line
-from densify.graphs.fx.proxies import ExampleProxy
+from densify.graphs.fx.proxies import ExampleProxy, instruction
 from densify.graphs.fx.recording import MAKERS, SIZED, recording, whole_functions, written
 from densify.graphs.fx.registry import added
 
@@ -85,6 +86,7 @@ class ExampleTracer(fx.Tracer):
     ) -> Any:
         if kind == "output":
             args = fx.map_arg(args, self._opened)
+        self._withdraw_guards((args, kwargs))
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
         node.meta["owner"] = self.path_of_module(self.modules[-1]) if self.modules else ""
         if _autocast() != self.autocast:
@@ -92,6 +94,20 @@ class ExampleTracer(fx.Tracer):
         if kind != "output":
             node.meta["value"] = self._run(node, target, args)
         return node
+
+    def _withdraw_guards(self, arguments: Any) -> None:
+        """torch's functions look at their integer arguments before they hand a call to the tracer, which records the
+        very proxies: what was asked by the same instruction decided nothing."""
+        used: set[fx.Node] = set()
+        fx.map_arg(arguments, used.add)
+        places, frame = set(), sys._getframe(1)
+        while frame is not None and "asked" in next(reversed(self.graph.nodes), self.graph._root).meta:
+            places.add(instruction(frame))
+            frame = frame.f_back  # type: ignore[assignment]
+        for node in list(reversed(self.graph.nodes)):
+            if node.meta.get("asked") not in places or node.args[0] not in used:
+                return
+            self.graph.erase_node(node)
 
     def _opened(self, node: fx.Node) -> Any:
         """A structure of tensors entry by entry, so that every output has a node of its own."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ from torch import fx, nn
 
 from densify import layers
 from densify.graphs.fx.readers import elementwise
-from densify.graphs.fx.registry import Call, reader_of
+from densify.graphs.fx.registry import Call, in_place, reader_of
 from densify.lattice import DenseWindow
 from densify.ops import (
     AdaptivePool,
@@ -35,7 +34,6 @@ from densify.ops import (
 )
 from densify.planning import Network, Plan, Step
 
-_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 _CONV_ARGUMENTS = "input weight bias stride padding dilation groups"
 
 
@@ -84,11 +82,9 @@ class Writer:
 
     def has_effect(self, node: fx.Node) -> bool:
         """Whether a node does something even where nobody uses its result: guards, and ops that work in place."""
-        if node.op == "call_module":
-            return bool(getattr(self.root.get_submodule(str(node.target)), "inplace", False))
-        name = getattr(node.target, "__name__", str(node.target))
-        in_place = name.endswith("_") or node.kwargs.get("inplace") is True or node.target in _IN_PLACE
-        return node.op in ("placeholder", "output") or in_place or name in ("guard", "_assert", "_assert_is_none")
+        name = getattr(node.target, "__name__", "")
+        lasting = node.op in ("placeholder", "output") or name in ("guard", "_assert", "_assert_is_none")
+        return lasting or in_place(node, self.root)
 
     def copy(self, node: fx.Node, **replaced: fx.Node) -> fx.Node:
         """The node as it is; `replaced` maps names of its inputs to other new nodes."""
@@ -106,11 +102,10 @@ class Writer:
     def space(self, node: fx.Node) -> fx.Node:
         """A tensor in the form in which the dense network has it."""
         if node not in self.env:
-            one = self.plan.steps[node.name].map
-            made = self.fragments[node]
-            if one.collapsed or set(est_of(one)) != {1}:
-                made = self.call(layers.batch_to_space, made, est_of(one))
-            self.env[node] = made
+            made, one = self.fragments[node], self.plan.steps[node.name].map
+            # Without phases, a tensor of any layout is its own only fragment.
+            whole = set(est_of(one)) == {1} and not one.collapsed
+            self.env[node] = made if whole else self.call(layers.batch_to_space, made, est_of(one))
         return self.env[node]
 
     def fragment(self, node: fx.Node, est: tuple[int, ...]) -> fx.Node:

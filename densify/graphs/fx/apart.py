@@ -1,0 +1,174 @@
+"""Whether the ops that will run on fragments keep the images of a batch apart.
+
+Phases are laid in the batch there, so an op that mixes images would mix phases. What an op does with a batch is in its
+numbers alone: each is run on two batches that agree in one image, and what it makes of that image must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from densify.comparison import evaluating
+from densify.graphs.fx.guards import guard
+from densify.ops import Layout, Other, Rows, ShapeOf
+from densify.planning import Network, Site
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+_MIXES = "it mixes the images of a batch, and it would run on phases that are laid in the batch"
+_RANDOM = "it draws random numbers in eval mode, so there is no original to be equal to"
+_FIXED = "it takes a batch of the example's size alone, and it would run on phases that are laid in the batch"
+
+
+def check(network: Network, graph: fx.Graph, model: nn.Module, batch: int) -> Network:
+    """The network, its ops that do not keep images apart marked with the reason.
+
+    Args:
+        network: as read from `graph`, of eval mode.
+        model: with its weights; nothing is found on the meta device.
+        batch: size of the example's batch.
+    """
+    open_ops = [node for node in graph.nodes if _is_open(network.sites.get(node.name), node)]
+    tensors = [*model.parameters(), *model.buffers()]
+    if not open_ops or any(tensor.is_meta for tensor in tensors):
+        return network
+    size = 5 if batch == 4 else 4  # the second of four: neither a flip nor a running sum leaves it as it is
+    with evaluating(model), torch.random.fork_rng(devices=[]):
+        faults = _Pair(network, graph, model, size).faults()
+        if any(fault == _FIXED for fault in faults.values()):
+            runs = _Pair(network, graph, model, batch).runs()
+            faults = {key: fault for key, fault in faults.items() if fault != _FIXED or key in runs}
+    marked = {key: replace(network.sites[key], op=_marked(network.sites[key], fault)) for key, fault in faults.items()}
+    return replace(network, sites={**network.sites, **marked})
+
+
+def _is_open(site: Site | None, node: fx.Node) -> bool:
+    """Whether an op would see all phases at once; what was recorded as a whole sees one at a time."""
+    op = site.op if site is not None else None
+    return isinstance(op, Other | Rows) and "empty" not in str(node.target) and not node.meta.get("whole")
+
+
+def _marked(site: Site, fault: str) -> Other | Rows:
+    assert isinstance(site.op, Other | Rows)
+    return replace(site.op, fault=fault)
+
+
+class _Pair:
+    """Two runs of a graph's open ops on random numbers, whose batches agree in one image."""
+
+    def __init__(self, network: Network, graph: fx.Graph, model: nn.Module, size: int) -> None:
+        self.network, self.graph, self.size = network, graph, size
+        self.same = min(1, size - 1)
+        self.places = {key: place for place, key in enumerate(network.sites)}
+        self.device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+        self.runner = fx.Interpreter(fx.GraphModule(nn.Module(), fx.Graph()))
+        self.runner.module = model
+
+    def faults(self) -> dict[str, str]:
+        """What is wrong with the open ops, by key."""
+        found: dict[str, str] = {}
+
+        def see(node: fx.Node, one: Any, other: Any) -> bool:
+            if one is None:
+                found[node.name] = _FIXED
+            elif self.network.sites[node.name].layout is not Layout.MIXED and not self._agree(one, other):
+                found[node.name] = _RANDOM if self._random(node) else _MIXES
+            return node.name not in found
+
+        self._walk(see)
+        return found
+
+    def runs(self) -> set[str]:
+        """Keys of the open ops that run at all."""
+        found: set[str] = set()
+
+        def see(node: fx.Node, one: Any, other: Any) -> bool:
+            found.update([node.name] if one is not None else [])
+            return one is not None
+
+        self._walk(see)
+        return found
+
+    def _walk(self, see: Callable[[fx.Node, Any, Any], bool]) -> None:
+        """Run what hangs on open ops, node by node; where `see` says no, fresh numbers stand for the node's."""
+        self.values: dict[fx.Node, tuple[Any, Any]] = {}
+        left = {node: len(node.users) for node in self.graph.nodes}
+        failed: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            site = self.network.sites.get(node.name)
+            is_open = _is_open(site, node)
+            if failed & set(node.all_input_nodes):
+                failed.add(node)
+                continue
+            if node.op in ("placeholder", "output") or node.target is guard:
+                continue
+            if site is not None and not is_open and not isinstance(site.op, ShapeOf) and _floats(node.meta["value"]):
+                continue
+            try:
+                pair = (self._run(node, 0), self._run(node, 1))
+            except Exception:  # another batch may be what it does not take, or the device what it does not run on
+                pair = (None, None)
+            if (not is_open and pair[0] is not None) or (is_open and see(node, *pair)):
+                self.values[node] = pair
+            elif site is None or site.layout is Layout.MIXED or not _floats(node.meta["value"]):
+                failed.add(node)
+            for source in node.all_input_nodes:
+                left[source] -= 1
+                if not left[source]:
+                    self.values.pop(source, None)
+
+    def _run(self, node: fx.Node, run: int) -> Any:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self._value(source, run))
+        torch.manual_seed(run)
+        with torch.device(self.device):
+            return getattr(self.runner, node.op)(node.target, args, kwargs)
+
+    def _value(self, node: fx.Node, run: int) -> Any:
+        if node in self.values:
+            return self.values[node][run]
+        return self._fresh(node, run) if node.name in self.places else node.meta["value"]
+
+    def _fresh(self, node: fx.Node, run: int) -> Any:
+        """Positive random numbers of the node's shape; the images that differ do so in size as well."""
+        generator = torch.Generator().manual_seed(self.places[node.name])
+
+        def one(like: Tensor) -> Tensor:
+            made = torch.rand(self.size, *like.shape[1:], generator=generator)
+            low, high = ((0.05, 0.4), (2.0, 5.0))[run]
+            changed = low + (high - low) * made.roll(run, -1)
+            changed[self.same] = 0.5 + made[self.same]
+            return changed.to(self.device, like.dtype)
+
+        value = node.meta["value"]
+        return one(value) if isinstance(value, Tensor) else tuple(map(one, value))
+
+    def _agree(self, one: Any, other: Any) -> bool:
+        if not isinstance(one, Tensor):
+            return all(self._agree(*pair) for pair in zip(one, other, strict=True))
+        if one.shape[:1] != (self.size,) or other.shape != one.shape:
+            return False
+        if one.is_complex():
+            return self._agree(torch.view_as_real(one), torch.view_as_real(other))
+        share = _TOLERANCE.get(one.dtype, 1e-2)
+        one, other = one[self.same].double(), other[self.same].double()
+        tolerance = share * float(one.abs().nan_to_num(0, 0, 0).max()) if one.numel() else 0.0
+        return torch.allclose(one, other, rtol=0, atol=tolerance, equal_nan=True)
+
+    def _random(self, node: fx.Node) -> bool:
+        """Whether the op alone, given the same twice, answers otherwise."""
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self._value(source, 0))
+        made = []
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            made.append(getattr(self.runner, node.op)(node.target, args, kwargs))
+        pairs = [made] if isinstance(made[0], Tensor) else zip(*made, strict=True)
+        return not all(torch.equal(*pair) for pair in pairs)
+
+
+def _floats(value: Any) -> bool:
+    items = value if isinstance(value, tuple | list) else [value]
+    return all(isinstance(item, Tensor) and item.is_floating_point() for item in items)
