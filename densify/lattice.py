@@ -222,7 +222,8 @@ class Axis:
         repeated: for every dense sample, whether it is or saw a repeated window of the far side.
         exact: False where padding="same" changed what the original's border windows see.
         pending: extent of the window that a flatten took in and the next Linear will read.
-        statistic: the sample is one of the whole map, phase by phase.
+        whole: every sample is made of the whole map, phase by phase: a statistic, bins, or one of them spread out. Its
+            phases then stand for the shifts of the image that `step` says, whatever its size.
     """
 
     size: int
@@ -233,7 +234,7 @@ class Axis:
     repeated: tuple[bool, ...]
     exact: bool = True
     pending: int = 1
-    statistic: bool = False
+    whole: bool = False
 
     @staticmethod
     def of_input(size: int) -> Axis:
@@ -244,6 +245,18 @@ class Axis:
     def pitch(self) -> int:
         """Input pixels between neighbouring samples of the dense map."""
         return self.step // self.lattice.stride
+
+    @property
+    def statistic(self) -> bool:
+        """One sample for the whole map."""
+        return self.whole and self.size == 1
+
+    def phases_for(self, other: Axis) -> tuple[int, ...] | None:
+        """For every phase of another map's axis, which phase of this one, made of the whole map, belongs to it: the one
+        of the same shift in input pixels. None where some shift has none."""
+        est, pitch = self.lattice.stride, self.pitch
+        shifts = [phase * other.pitch for phase in range(other.lattice.stride)]
+        return None if any(shift % pitch for shift in shifts) else tuple(shift // pitch % est for shift in shifts)
 
     def through(self, dense: DenseWindow, lattice: Lattice) -> Axis:
         """The axis after a window op."""
@@ -265,7 +278,7 @@ class Axis:
             repeated=repeated,
             exact=self.exact and self._keeps_borders(dense),
             pending=1,
-            statistic=self.statistic and window.count(self.size) == 1,
+            whole=self.whole and (window.stride == 1 or window.count(self.size) == 1),
         )
 
     def _sees_repeated(self, window: int, low: int, dense: DenseWindow) -> bool:
@@ -291,5 +304,5 @@ class Axis:
             lattice=Lattice(est, offset % est),
             field=None,
             repeated=repeated,
-            statistic=True,
+            whole=True,
         )

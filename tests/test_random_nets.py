@@ -74,10 +74,11 @@ def test_random_networks_reach_every_case() -> None:
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
-def _interleaved(statistic: Tensor, like: Tensor, est: Sequence[int]) -> Tensor:
+def _interleaved(statistic: Tensor, likes: Sequence[Tensor | None]) -> Tensor:
     """A statistic repeated sample by sample, as for a constant of the map: every phase meets another's."""
-    for axis, e in enumerate(est):
-        statistic = statistic.repeat_interleave(like.shape[2 + axis] // e, 2 + axis)
+    for dim, like in enumerate(likes, 2):
+        if like is not None:
+            statistic = statistic.repeat_interleave(like.shape[dim] // statistic.shape[dim], dim)
     return statistic
 
 

@@ -121,9 +121,18 @@ def align(maps: Sequence[Tensor], starts: Sequence[Sequence[int]]) -> list[Tenso
     return list(maps)
 
 
-def tile(statistic: Tensor, like: Tensor, est: Sequence[int]) -> Tensor:
-    """Repeat a statistic [B, C, *e] over a map [.., *(n * e)]: every phase of the map meets its own."""
-    return statistic.repeat(1, 1, *(like.shape[2 + axis] // e for axis, e in enumerate(est)))
+def rephase(x: Tensor, est: Sequence[int], taken: Sequence[Sequence[int]]) -> Tensor:
+    """[B * prod(e), ...] -> [B * prod(e'), ...]: per spatial axis, the fragment of which phase each new phase takes."""
+    y: Tensor = x.unflatten(0, (x.shape[0] // prod(est), *est))
+    for axis, phases in enumerate(taken):
+        y = y.index_select(1 + axis, torch.tensor(phases, device=x.device))
+    return y.flatten(0, len(est))
+
+
+def tile(x: Tensor, likes: Sequence[Tensor | None]) -> Tensor:
+    """Repeat a map [B, C, *e] along the axes for which a map [.., *(n * e)] is given: every phase meets its own."""
+    times = (1 if like is None else like.shape[2 + i] // x.shape[2 + i] for i, like in enumerate(likes))
+    return x.repeat(1, 1, *times)
 
 
 def every(x: Tensor, steps: Sequence[int]) -> Tensor:

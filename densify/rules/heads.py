@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from densify.lattice import Window
+from densify.lattice import Axis, Window
 from densify.ops import AdaptivePool, Conv, Flatten, GlobalPool, Identity, Linear, Map, PhaseWise
 from densify.rules.registry import Refused, Rewrite, rewrite, rule
 
@@ -36,13 +36,16 @@ def adaptive_pool(op: AdaptivePool, source: Map, *, padding: str) -> Rewrite:
         raise Refused(
             f'it pools every phase by itself, which padding="{padding}" leaves incomplete', 'Use padding="full"'
         )
-    axes = tuple(
-        replace(
-            axis, size=size, dense=size * axis.lattice.stride, field=None, repeated=axis.pooled(padding).repeated * size
-        )
-        for axis, size in zip(source.axes, op.sizes, strict=True)
-    )
+    axes = tuple(_binned(axis, size, padding) for axis, size in zip(source.axes, op.sizes, strict=True))
     return Rewrite(PhaseWise(op), source.with_axes(axes))
+
+
+def _binned(axis: Axis, size: int, padding: str) -> Axis:
+    """One axis of an adaptive pooling to so many bins; the step is that of the map, whose shifts its phases are."""
+    if size == axis.size:
+        return replace(axis, field=None)
+    pooled = axis.pooled(padding)
+    return replace(pooled, size=size, dense=size * axis.lattice.stride, repeated=pooled.repeated * size)
 
 
 @rule(Flatten)

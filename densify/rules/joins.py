@@ -33,14 +33,8 @@ def _begin(sources: tuple[Map, ...]) -> tuple[int, ...]:
 
 def _meet(axes: tuple[Axis, ...], padding: str) -> Axis:
     first = axes[0]
-    strides = {axis.lattice.stride for axis in axes}
-    sizes = {axis.size for axis in axes}
-    if spreads(axes) or (strides == {1} and len(sizes) == 2 and min(sizes) == 1):
+    if len({(axis.lattice.stride, axis.pitch, axis.size, axis.whole) for axis in axes}) > 1:
         return _spread(axes, padding)
-    if len(strides) > 1 or len({axis.pitch for axis in axes}) > 1:
-        raise apart(axes)
-    if len(sizes) > 1:
-        raise Refused(f"its operands have {' and '.join(map(str, sorted(sizes)))} samples", "Join maps of one size")
     offset = min(axis.lattice.offset for axis in axes)
     cropped = [_cropped(axis, axis.lattice.offset - offset) for axis in axes]
     dense = min(axis.dense for axis in cropped)
@@ -56,9 +50,25 @@ def _meet(axes: tuple[Axis, ...], padding: str) -> Axis:
     )
 
 
-def spreads(axes: tuple[Axis, ...]) -> bool:
-    """Whether a map meets a statistic, which then is repeated over it."""
-    return any(axis.statistic for axis in axes) and not all(axis.statistic for axis in axes)
+def widest(axes: tuple[Axis, ...]) -> Axis:
+    """The operand's axis that says what the result is: that of a map before those that are made of whole maps."""
+    return max(axes, key=lambda axis: (not axis.whole, axis.size, axis.lattice.stride, axis.pitch))
+
+
+def phases_to_take(axis: Axis, wide: Axis) -> tuple[int, ...]:
+    """Which phases of an operand meet those of the widest one: the same, or where it is made of a whole map the ones of
+    the same shifts.
+
+    Raises:
+        Refused: they lie on different lattices.
+    """
+    alike = axis.lattice.stride == wide.lattice.stride and axis.pitch == wide.pitch
+    if alike or wide.lattice.stride == axis.lattice.stride == 1:
+        return tuple(range(wide.lattice.stride))
+    taken = axis.phases_for(wide) if axis.whole else None
+    if taken is None:
+        raise apart((axis, wide))
+    return taken
 
 
 def apart(axes: tuple[Axis, ...]) -> Refused:
@@ -68,19 +78,23 @@ def apart(axes: tuple[Axis, ...]) -> Refused:
 
 
 def _spread(axes: tuple[Axis, ...], padding: str) -> Axis:
-    """A map and a statistic of it: phase r of the map takes the statistic of phase r, which is tiling."""
-    wide = max(axes, key=lambda axis: (not axis.statistic, axis.size))
-    if len({axis.lattice.stride for axis in axes}) > 1:
-        raise apart(axes)
-    if wide.lattice.stride > 1:
-        if len({axis.pitch for axis in axes}) > 1:
-            raise apart(axes)
-        if padding != "full":
-            raise Refused(
-                f'it joins a map with a statistic; with padding="{padding}" phases are incomplete', 'Use "full"'
-            )
-    repeated = tuple(any(axis.repeated[i % axis.dense] for axis in axes) for i in range(wide.dense))
+    """A map and what is made of a whole one, or a single sample: every phase of the map takes one phase of that."""
+    wide = widest(axes)
+    taken = [phases_to_take(axis, wide) for axis in axes]
+    if padding != "full" and any(axis.lattice != (1, 0) for axis in axes):
+        raise Refused(f'it joins a map with a statistic; with padding="{padding}" phases are incomplete', 'Use "full"')
+    repeated = tuple(
+        any(_repeated(axis, wide, phases, index) for axis, phases in zip(axes, taken, strict=True))
+        for index in range(wide.dense)
+    )
     return replace(wide, field=None, repeated=repeated, exact=all(axis.exact for axis in axes))
+
+
+def _repeated(axis: Axis, wide: Axis, taken: tuple[int, ...], index: int) -> bool:
+    """Whether what meets a sample of the widest operand saw repeated windows."""
+    if axis.size == wide.size and not axis.whole:
+        return axis.repeated[index]
+    return any(axis.repeated[taken[index % len(taken)] :: axis.lattice.stride])
 
 
 def _cropped(axis: Axis, count: int) -> Axis:

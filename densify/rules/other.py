@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from densify.lattice import Axis
 from densify.ops import Identity, Layout, Map, Other, PhaseWise, Same, Unflatten
-from densify.rules.joins import apart
+from densify.rules.joins import phases_to_take, widest
 from densify.rules.registry import Refused, Rewrite, rule
 
 
@@ -28,16 +28,20 @@ def other(op: Other, *sources: Map, padding: str) -> Rewrite:
 
 
 def _axis(operands: tuple[Axis, ...], scale: Fraction, padding: str) -> Axis:
-    if len({axis.lattice for axis in operands}) > 1:
-        raise apart(operands)
-    wide = max(operands, key=lambda axis: (not axis.statistic, axis.size))
+    wide = widest(operands)
     est = wide.lattice.stride
-    phases = tuple(any(any(axis.repeated[phase::est]) for axis in operands) for phase in range(est))
+    taken = [phases_to_take(axis, wide) for axis in operands]
+    phases = tuple(
+        any(any(axis.repeated[each[phase] :: axis.lattice.stride]) for axis, each in zip(operands, taken, strict=True))
+        for phase in range(est)
+    )
     pooled = replace(wide.pooled(padding), repeated=phases)
     if scale == 0:
         return pooled
     size = round(wide.size * scale)
-    like = next((axis for axis in operands if axis.size == size and not axis.statistic), None)
+    if wide.whole:
+        return replace(wide, size=size, dense=size * est, repeated=phases * size)
+    like = next((axis for axis in operands if axis.size == size and not axis.whole), None)
     if like is not None:
         return replace(like, dense=size * est, field=None, repeated=phases * size)
     if scale != 1 and est > 1:

@@ -18,12 +18,14 @@ from densify.graphs.fx.write import (
     item_of,
     joined,
     on_fragments,
+    rephased,
     rows,
     windowed,
 )
-from densify.ops import Crop, DenseWindowed, Identity, Join, Layout, Op, Pad, PhaseWise, Rows, Select, ShapeOf
+from densify.lattice import Axis
+from densify.ops import Crop, DenseWindowed, Identity, Join, Layout, Op, Other, Pad, PhaseWise, Rows, Select, ShapeOf
 from densify.planning import Step
-from densify.rules.joins import crops, spreads
+from densify.rules.joins import crops, widest
 
 
 def _phase_wise(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node | None:
@@ -35,8 +37,11 @@ def _phase_wise(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node | 
     ):
         return writer.copy(node)
     if writer.plan.padding == "full" or set(est_of(source)) == {1}:
-        est = est_of(source)
-        writer.fragments[node] = on_fragments(writer, node, est, lambda one: writer.numbers(node, one, est))
+        moved = rephased(writer, step) if isinstance(step.site.op, Other) else {}
+        est = est_of(step.map)
+        writer.fragments[node] = on_fragments(
+            writer, node, est, lambda one: moved.get(one.name) or writer.numbers(node, one, est)
+        )
         return None
     key, est = step.site.inputs[0], est_of(source)
     x, sizes = writer.space(writer.by_name[key]), writer.original_sizes(key)
@@ -90,6 +95,11 @@ def _select(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     return writer.call(layers.batch_to_space, made, op.kept)
 
 
+def _is_spread(axis: Axis, wide: Axis) -> bool:
+    """Whether an operand's one sample per phase meets many of the widest operand's, at some size."""
+    return (axis.size == 1 and wide.size > 1) or (axis.statistic and not wide.statistic)
+
+
 def _join(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     keys, sources = step.site.inputs, step.sources
     operands = {key: writer.space(writer.by_name[key]) for key in keys}
@@ -97,13 +107,15 @@ def _join(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
         return writer.copy(node)
     if len(keys) == 1:
         return joined(writer, node, operands)
-    if any(spreads(axes) for axes in zip(*(source.axes for source in sources), strict=True)):
-        wide = next(
-            k for source, k in zip(sources, keys, strict=True) if not all(axis.statistic for axis in source.axes)
-        )
-        for key, source in zip(keys, sources, strict=True):
-            if all(axis.statistic for axis in source.axes):
-                operands[key] = writer.call(layers.tile, operands[key], operands[wide], est_of(source))
+    for key, made in rephased(writer, step).items():
+        operands[key] = writer.call(layers.batch_to_space, made, est_of(step.map))
+    axes = list(zip(*(source.axes for source in sources), strict=True))
+    wide = [keys[operand.index(widest(operand))] for operand in axes]
+    for key, source in zip(keys, sources, strict=True):
+        short = [_is_spread(axis, widest(operand)) for axis, operand in zip(source.axes, axes, strict=True)]
+        if any(short):
+            likes = [operands[other] if one else None for other, one in zip(wide, short, strict=True)]
+            operands[key] = writer.call(layers.tile, operands[key], likes)
     if writer.plan.padding != "full" and any(axis.lattice.stride > 1 for axis in step.map.axes):
         aligned = writer.call(layers.align, tuple(operands.values()), tuple(crops(sources)))
         operands = {key: writer.new.call_function(item_of, (aligned, i)) for i, key in enumerate(keys)}

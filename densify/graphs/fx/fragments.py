@@ -13,9 +13,9 @@ from typing import ClassVar
 from torch import fx
 
 from densify import layers
-from densify.graphs.fx.write import Writer, est_of, identity, joined, on_fragments, rows, shape_of, windowed
+from densify.graphs.fx.write import Writer, est_of, identity, joined, on_fragments, rephased, rows, shape_of, windowed
 from densify.lattice import Lattice, densify_window
-from densify.ops import DenseWindowed, Identity, Join, Layout, Map, Op, PhaseWise, Rows, Select, ShapeOf
+from densify.ops import DenseWindowed, Identity, Join, Layout, Map, Op, Other, PhaseWise, Rows, Select, ShapeOf
 from densify.planning import Step
 
 
@@ -42,21 +42,21 @@ def _windowed(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
 
 
 def _join(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
-    return joined(writer, node, {key: writer.space(writer.by_name[key]) for key in step.site.inputs})
+    operands = {key: writer.space(writer.by_name[key]) for key in step.site.inputs}
+    return joined(writer, node, operands | rephased(writer, step))
 
 
 def _phase_wise(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     """Fragments are phases already; a vector per image keeps axes of size 1, which the op itself does not know."""
-    vectors = {
-        key: writer.call(layers.vectors, writer.space(writer.by_name[key]))
-        for key, source in zip(step.site.inputs, step.sources, strict=True)
-        if source.collapsed and writer.plan.steps[key].site.shape is not None
-    }
+    moved = rephased(writer, step) if isinstance(step.site.op, Other) else {}
+    for key, source in zip(step.site.inputs, step.sources, strict=True):
+        if source.collapsed and writer.plan.steps[key].site.shape is not None:
+            moved[key] = writer.call(layers.vectors, moved.get(key) or writer.space(writer.by_name[key]))
 
     def read(source: fx.Node) -> fx.Node:
-        return vectors.get(source.name) or writer.argument(node, source)
+        return moved.get(source.name) or writer.argument(node, source)
 
-    made = on_fragments(writer, node, est_of(step.sources[0]), read)
+    made = on_fragments(writer, node, est_of(step.map), read)
     ones = (1,) * len(step.map.axes)
     whole = step.site.shape is None  # a tuple, whose entries come next
     return writer.call(layers.batch_to_space, made, ones) if step.map.collapsed and not whole else made

@@ -17,7 +17,20 @@ from densify.graphs.fx.probe import probe
 from densify.graphs.fx.proxies import assigned
 from densify.graphs.fx.readers import describes, random, reads_shape  # importing the readers registers them
 from densify.graphs.fx.registry import Call, in_place, kind, reader_of
-from densify.ops import Channelwise, Conv, Flatten, Layout, Linear, Op, Other, Rows, Unsupported, Values
+from densify.ops import (
+    Channelwise,
+    Conv,
+    Flatten,
+    Layout,
+    Linear,
+    Op,
+    Other,
+    Resize,
+    Rows,
+    ShapeOf,
+    Unsupported,
+    Values,
+)
 from densify.planning import Network, Site
 from densify.structure import named
 
@@ -100,6 +113,8 @@ class _Reader:
             if not (_tensors(value) or reads_shape(call) or _reads_values(call)):
                 return
             op = self.read(call)
+            if isinstance(op, Resize):
+                inputs += self._like(call)
             if _tensors(value):
                 self._place(call, op)
         self.sites[node.name] = Site(
@@ -144,6 +159,20 @@ class _Reader:
         first = next((s for s in (self.sizes[node] for node in call.maps) if max(s) > 1), wide)
         layout, sizes = self._found(call.node, first)
         return Other(tuple(Fraction(n, max(m, 1)) for n, m in zip(sizes, wide, strict=True)), layout)
+
+    def _like(self, call: Call) -> tuple[fx.Node, ...]:
+        """The other map whose size an op is given, where it is."""
+        stack, size = [n for n in call.node.all_input_nodes if n not in call.maps], tuple(call.result.shape[2:])
+        while stack:
+            node = stack.pop()
+            site = self.sites.get(node.name)
+            if site is None:
+                stack += node.all_input_nodes
+            elif isinstance(site.op, ShapeOf):
+                other = next(n for n in node.all_input_nodes if n in self.layouts)
+                if other not in call.maps and self.layouts[other] is Layout.MAP and self.sizes[other] == size:
+                    return (other,)
+        return ()
 
     def _place(self, call: Call, op: Op) -> None:
         """Remember what the result of a node is."""

@@ -33,6 +33,7 @@ from densify.ops import (
     Values,
 )
 from densify.planning import Network, Plan, Step
+from densify.rules.joins import phases_to_take, widest
 
 _CONV_ARGUMENTS = "input weight bias stride padding dilation groups"
 
@@ -300,6 +301,18 @@ def _each_phase_of(function: Any) -> Callable[..., Any]:
 
     call.__name__ = call.__qualname__ = f"each_phase_of_{function.__name__}"
     return call
+
+
+def rephased(writer: Writer, step: Step) -> dict[str, fx.Node]:
+    """The fragments of operands whose phases are not those of the result, brought into its order, by key."""
+    wide = [widest(axes) for axes in zip(*(source.axes for source in step.sources), strict=True)]
+    found = {}
+    for key, source in zip(step.site.inputs, step.sources, strict=True):
+        phases = tuple(phases_to_take(*pair) for pair in zip(source.axes, wide, strict=True))
+        if phases != tuple(tuple(range(e)) for e in est_of(source)):
+            made = writer.fragment(writer.by_name[key], est_of(source))
+            found[key] = writer.call(layers.rephase, made, est_of(source), phases)
+    return found
 
 
 def joined(writer: Writer, node: fx.Node, operands: Mapping[str, fx.Node]) -> fx.Node:
