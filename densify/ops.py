@@ -106,7 +106,13 @@ class PowerPool(Windowed):
 
 @dataclass(frozen=True)
 class Patches(Windowed):
-    """Every window's samples side by side in the channels: pixel_unshuffle, space to depth."""
+    """Every window's samples side by side in the channels: pixel_unshuffle, space to depth.
+
+    Attributes:
+        order: which of them each channel of the result takes, counted [C, *kernel]; () for all in this order.
+    """
+
+    order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -113,20 +113,22 @@ def epower_pool(x: Tensor, windows: Sequence[DenseWindow], norm: float) -> Tenso
     return (torch.sign(mean) * F.relu(torch.abs(mean)) * count).pow(1.0 / norm)
 
 
-def epatches(x: Tensor, windows: Sequence[DenseWindow]) -> Tensor:
+def epatches(x: Tensor, windows: Sequence[DenseWindow], order: Sequence[int] = ()) -> Tensor:
     """The samples of every window side by side in the channels: pixel_unshuffle, read eST samples apart.
 
     Args:
         x: [B, C, *spatial], dense.
         windows: geometry per spatial axis.
+        order: which of the C * prod(kernel) channels to take, in which order; () for all.
 
     Returns:
-        [B, C * prod(kernel), *spatial], dense.
+        [B, C * prod(kernel), *spatial] or [B, len(order), *spatial], dense.
     """
     kernel = [w.kernel for w in windows]
     count = reduce(lambda a, b: a * b, kernel)
     taps = torch.eye(count, dtype=x.dtype, device=x.device).reshape(count, 1, *kernel)
-    return econv(x, taps.repeat(x.shape[1], *[1] * (1 + len(kernel))), None, windows, x.shape[1])
+    y = econv(x, taps.repeat(x.shape[1], *[1] * (1 + len(kernel))), None, windows, x.shape[1])
+    return y.index_select(1, torch.tensor(order, device=x.device)) if order else y
 
 
 def padded(x: Tensor, windows: Sequence[DenseWindow], fill: float, sizes: Sequence[int] | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from densify.errors import ConversionError
 from densify.graphs.fx.guards import guard, source_line
+from densify.graphs.fx.moves import moves
 from densify.graphs.fx.probe import probe
 from densify.graphs.fx.proxies import assigned
 from densify.graphs.fx.readers import describes, random, reads_shape  # importing the readers registers them
@@ -113,6 +114,11 @@ class _Reader:
             if not (_tensors(value) or reads_shape(call) or _reads_values(call)):
                 return
             op = self.read(call)
+            found = moves(node, self.layouts, self.root, self.doubled) if _shrinks(op) else None
+            if found is not None:
+                op, inputs = found.op, (found.source,)
+                call = Call(node, module, inputs, self.training)
+                self._leave_out(found.between, node)
             if isinstance(op, Resize):
                 inputs += self._like(call)
             if _tensors(value):
@@ -128,6 +134,14 @@ class _Reader:
             work=_work(call, op),
             layout=self.layouts[node if node in self.layouts else inputs[0]],
         )
+
+    def _leave_out(self, between: tuple[fx.Node, ...], node: fx.Node) -> None:
+        """Forget the nodes of a chain that nobody reads but the chain, which is one op now."""
+        chain = {node}
+        for one in reversed(between):
+            if chain.issuperset(one.users):
+                chain.add(one)
+                del self.sites[one.name], self.layouts[one], self.sizes[one]
 
     def _draws(self, node: fx.Node) -> bool:
         """Whether a node makes random numbers, of no map, where there should be none."""
@@ -261,6 +275,11 @@ def _rereads(graph: fx.Graph, root: nn.Module) -> Iterable[tuple[fx.Node, tuple[
         later = [user for user in later if not _writes_back(user, node)]
         if later:
             yield node, tuple(n.name for n in views[1:]), tuple(n.name for n in later)
+
+
+def _shrinks(op: Op) -> bool:
+    """Whether an op without a rule makes a smaller map, as a chain of views does that ends in space to depth."""
+    return isinstance(op, Other) and op.layout is Layout.MAP and any(0 < scale < 1 for scale in op.scales)
 
 
 def _writes_back(user: fx.Node, node: fx.Node) -> bool:

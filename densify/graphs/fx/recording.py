@@ -133,7 +133,19 @@ def _extreme(builtin: Callable[..., Any], symbolic: Callable[[Any, Any], Any]) -
     return call
 
 
-_BUILTINS = {"isinstance": _is_instance, "min": _extreme(min, torch.sym_min), "max": _extreme(max, torch.sym_max)}
+def _length(one: Any) -> Any:
+    """len, which python wants to be a number; a batch is of another size next time."""
+    if isinstance(one, ExampleProxy) and isinstance(one.value, Tensor):
+        return one.tracer.create_proxy("call_method", "size", (one, 0), {})
+    return len(one)
+
+
+_BUILTINS = {
+    "len": _length,
+    "isinstance": _is_instance,
+    "min": _extreme(min, torch.sym_min),
+    "max": _extreme(max, torch.sym_max),
+}
 
 
 def _holds_proxies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

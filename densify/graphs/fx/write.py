@@ -231,13 +231,14 @@ def windowed(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     """eConv and ePool, or the op itself where nothing changed."""
     assert isinstance(op, DenseWindowed)
     linear = isinstance(op.op, Conv) and op.op.linear
-    if all(window.untouched for window in op.windows) and not linear:
+    several = isinstance(op.op, Patches) and op.op.order  # nodes, which may ask for the batch: see moves.py
+    if all(window.untouched for window in op.windows) and not linear and (not several or step.sources[0].untouched):
         return writer.copy(node)
     x = writer.space(writer.by_name[step.site.inputs[0]])
     if isinstance(op.op, Conv):
         return _conv(writer, node, op, x)
     if isinstance(op.op, Patches):
-        return writer.call(layers.epatches, x, op.windows)
+        return writer.call(layers.epatches, x, op.windows, op.op.order)
     if isinstance(op.op, Sliding):
         return _sliding(writer, node, step, op.windows, op.op)
     if isinstance(op.op, PowerPool):
