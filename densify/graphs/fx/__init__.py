@@ -1,4 +1,4 @@
-"""torch.fx: trace.py traces a model, read.py and readers.py read its nodes, write.py and fragments.py write new ones.
+"""torch.fx: trace.py traces a model, read.py and readers read its nodes, write.py, dilated.py, fragments.py write graphs.
 
-A reader for another op goes into readers.py, found through registry.py; a writer for a new kind of op into write.py.
+A reader for another op goes into readers/, found through registry.py; a writer for a new kind of op into write.py.
 """

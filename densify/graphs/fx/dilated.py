@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from densify import layers
-from densify.graphs.fx.readers import spread
+from densify.graphs.fx.readers.shapes import spread
 from densify.graphs.fx.registry import Call
 from densify.graphs.fx.write import (
     Writer,

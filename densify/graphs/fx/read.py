@@ -16,7 +16,8 @@ from densify.graphs.fx.guards import guard, source_line
 from densify.graphs.fx.moves import moves
 from densify.graphs.fx.probe import probe
 from densify.graphs.fx.proxies import assigned
-from densify.graphs.fx.readers import describes, random, reads_shape  # importing the readers registers them
+from densify.graphs.fx.readers.pointwise import random
+from densify.graphs.fx.readers.shapes import describes, reads_shape
 from densify.graphs.fx.registry import Call, in_place, kind, reader_of
 from densify.ops import (
     Channelwise,

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from densify import layers
-from densify.graphs.fx.readers import elementwise
+from densify.graphs.fx.readers.pointwise import elementwise
 from densify.graphs.fx.registry import Call, in_place, reader_of
 from densify.lattice import DenseWindow
 from densify.ops import (
