@@ -87,6 +87,7 @@ class FragmentInterpreter(fx.Interpreter):
         self.chooses, self.window = chooses, window
         self.met: list[tuple[str, int, int, int]] = []
         self.calls: dict[str, int] = {}
+        self.fits = True
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module, x = self.fetch_attr(target), args[0]
@@ -151,6 +152,7 @@ class FragmentInterpreter(fx.Interpreter):
         chosen = []
         for axis, (g, step) in enumerate(zip(geometry, x.step, strict=True)):
             self.met.append((layer, axis, step, g.stride))
+            self.fits &= min(g.fitting(part.shape[2 + axis]) for part in x.parts.values()) > 0
             chosen.append(g.stride > 1 and self.chooses(layer, axis, step, g.stride))
         est = tuple(e * g.stride if c else e for e, g, c in zip(x.est, geometry, chosen, strict=True))
         steps = tuple(s * g.stride for s, g in zip(x.step, geometry, strict=True))
@@ -236,10 +238,19 @@ def dense(model: nn.Module, x: Tensor, choice: Choice, window: tuple[int, ...] |
 
 def window_ops(model: nn.Module, x: Tensor, window: tuple[int, ...] | None = None) -> list[tuple[str, int, int, int]]:
     """(layer, axis, step of the input, stride) for every window op of a model, in order."""
+    return _original(model, x, window).met
+
+
+def fits(model: nn.Module, x: Tensor, window: tuple[int, ...] | None = None) -> bool:
+    """Whether a whole window fits into every map; in ceil mode torch runs without."""
+    return _original(model, x, window).fits
+
+
+def _original(model: nn.Module, x: Tensor, window: tuple[int, ...] | None) -> FragmentInterpreter:
     interpreter = FragmentInterpreter(model, lambda *_: False, window)
     one = (1,) * (x.dim() - 2)
     interpreter.run(Fragments({(0,) * len(one): x}, one, one))
-    return interpreter.met
+    return interpreter
 
 
 def rule(choice: Choice, met: Sequence[tuple[str, int, int, int]]) -> Chooses:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from densify.structure import named
 from laws.builder import Builder
-from laws.fragments import Choice, dense, original, rule, window_ops
+from laws.fragments import Choice, dense, fits, original, rule, window_ops
 from laws.integers import inputs, integer_weights
 from laws.program import RandomNet, Value
 
@@ -30,7 +30,7 @@ def random_net(seed: int, dimensions: int | None = None, *, plain: bool = False)
     plain = rng.random() < 0.3 or plain
     while True:
         made = _attempt(rng, dimensions or rng.choice([1, 2, 2, 2, 2, 3]), plain)
-        if made is None or not alive(made):
+        if made is None or not alive(made) or not fits(made, inputs(made.reference), made.window):
             continue
         choice = _choice(rng, made)
         if choice.layers != () or made.window is not None or made.statistic:
