@@ -22,6 +22,7 @@ Gate = Callable[[Tensor, Tensor], Tensor]
 GATES: dict[str, Gate] = {
     "broadcast": lambda x, y: x * y.mean((2, 3), keepdim=True),
     "vector": lambda x, y: x + y.amax((2, 3))[:, :, None, None],
+    "one axis at a time": lambda x, y: x * y.mean(3, keepdim=True).amax(2, keepdim=True),
     "einsum": lambda x, y: torch.einsum("bchw,bc->bchw", x, y.mean((2, 3))),
     "expanded": lambda x, y: x * F.adaptive_avg_pool2d(y, 1).expand(-1, -1, x.shape[2], x.shape[3]),
     "resized": lambda x, y: torch.cat(
@@ -107,7 +108,15 @@ class Strips(nn.Module):
         return made
 
 
-@pytest.mark.parametrize("block", [Pyramid, Strips])
+class Profiles(nn.Module):
+    """The means and the largest of rows and columns, as functions write them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = x.mean(3, keepdim=True), x.amax(2, keepdim=True)
+        return x * rows.sigmoid() - torch.softmax(columns, 3) + columns
+
+
+@pytest.mark.parametrize("block", [Pyramid, Strips, Profiles])
 @pytest.mark.parametrize("layers", [["0"], ["3"], ["0", "3"]])
 def test_bins_and_strips_inside_a_network(block: type[nn.Module], layers: list[str]) -> None:
     model = seeded(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), block(), nn.MaxPool2d(3, 2, 1)))
@@ -186,3 +195,19 @@ def test_the_order_of_two_statistics_does_not_matter(layers: list[str], form: st
         assert report, report.failed
         made.append(dense(images(33, 41)))
     assert torch.equal(made[0], -made[1])
+
+
+@pytest.mark.parametrize("form", ["dilated", "fragments"])
+def test_an_output_of_one_axis_alone(form: str) -> None:
+    model = seeded(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.MaxPool2d(2), Rows()))
+    dense = densify.convert(model, (1, 3, 33, 41), output_stride=1, form=form)
+    assert dense.lattices == {"output": ((4, 0), (4, 0))}
+    report = densify.verify(model, dense, [images(33, 41), images(26, 38)])
+    assert report, report.failed
+
+
+class Rows(nn.Module):
+    """The mean of every row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(3, keepdim=True)

@@ -128,6 +128,6 @@ def other_shape(net: RandomNet, seed: int) -> tuple[int, ...]:
                 made = original(net, inputs(shape), net.window) if net.window else net(inputs(shape))
         except (RuntimeError, ValueError):
             continue  # a window does not fit
-        if all(one.numel() for _, one in named(made, Tensor)):
+        if all(one.numel() and one.isfinite().all() for _, one in named(made, Tensor)):  # no mean of nothing
             return shape
     return net.reference

@@ -37,7 +37,7 @@ def moves(
     node: fx.Node,
     layouts: Mapping[fx.Node, Layout],
     root: nn.Module,
-    doubled: Sequence[Mapping[str, tuple[int, ...]]],
+    grown: Sequence[Mapping[str, tuple[int, ...]]],
 ) -> Moves | None:
     """The windows whose samples a chain of ops moves into the channels, where it does nothing else.
 
@@ -45,7 +45,7 @@ def moves(
         node: the last of the chain, a map.
         layouts: of the nodes in front of it.
         root: the module tree on the meta device.
-        doubled: shapes by name with each spatial axis of the image doubled, see :func:`densify.graphs.fx.probe.probe`.
+        grown: shapes by name with each spatial axis of the image made longer, as probe.py finds them.
     """
     found = _chain(node, layouts, root)
     if found is None:
@@ -59,7 +59,7 @@ def moves(
     taken = made.long() - 1
     if not torch.equal(checked, torch.where(taken < 0, 0.0, values.flatten()[taken])):
         return None
-    sizes = [(one[source.name], one[node.name]) for one in doubled if source.name in one and node.name in one]
+    sizes = [(one[source.name], one[node.name]) for one in grown if source.name in one and node.name in one]
     op = _patches(taken, indices.shape, sizes)
     return Moves(op, source, between) if op is not None else None
 
@@ -99,15 +99,15 @@ def _run(nodes: Sequence[fx.Node], source: fx.Node, x: Tensor, root: nn.Module) 
 
 
 def _patches(
-    taken: Tensor, shape: Sequence[int], doubled: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+    taken: Tensor, shape: Sequence[int], grown: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
 ) -> Patches | None:
     """The windows that make [B, K, *spatial] of a map of the given shape.
 
     Args:
         taken: for every sample of the result the flat index that it comes from, or -1 for a zero.
-        doubled: shapes of the map and of the result, per spatial axis doubled.
+        grown: shapes of the map and of the result, for each spatial axis of the image made longer.
     """
-    if taken.dim() != len(shape) or len(doubled) != len(shape) - 2:
+    if taken.dim() != len(shape) or len(grown) != len(shape) - 2:
         return None
     inside = taken >= 0
     image, channel, *places = torch.unravel_index(taken.clamp(0), tuple(shape))
@@ -125,7 +125,7 @@ def _patches(
         offsets = _per_channel(place - starts, inside)
         if offsets is None:
             return None
-        window = _window(offsets, stride, [(size, count), tuple(one[2 + axis] for one in doubled[axis])])
+        window = _window(offsets, stride, [(size, count), tuple(one[2 + axis] for one in grown[axis])])
         if window is None:
             return None
         at = starts + offsets.view(-1, *[1] * len(places))

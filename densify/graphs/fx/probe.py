@@ -11,7 +11,7 @@ from densify.graphs.fx.guards import guard
 
 
 def probe(graph: fx.Graph, root: nn.Module) -> list[dict[str, tuple[int, ...]]]:
-    """How the shapes of a graph's tensors follow the image's: shapes per node with each axis but the channels doubled.
+    """How the shapes of a graph's tensors follow the image's: shapes per node with each axis but channels made longer.
 
     Nodes that do not run at another size than the example's are left out, and what depends on them.
 
@@ -20,12 +20,13 @@ def probe(graph: fx.Graph, root: nn.Module) -> list[dict[str, tuple[int, ...]]]:
         root: the module tree on the meta device.
 
     Returns:
-        The batch doubled, then each spatial axis.
+        For a batch twice as large, then for each spatial axis four times as long: a map of one sample follows twice the
+        image only where padding helps it.
     """
     image = next(node.meta["value"] for node in graph.nodes if node.op == "placeholder")
     found = []
     for axis in (0, *range(2, image.dim())):
-        shape = [size * 2 if dim == axis else size for dim, size in enumerate(image.shape)]
+        shape = [size * (4 if dim else 2) if dim == axis else size for dim, size in enumerate(image.shape)]
         found.append(_shapes(graph, root, torch.empty(shape, dtype=image.dtype, device="meta")))
     return found
 

@@ -88,7 +88,7 @@ class _Reader:
     def __init__(self, graph: fx.Graph, root: nn.Module, names: Names, training: bool) -> None:
         self.root, self.training = root, training
         self.batch = next(len(node.meta["value"]) for node in graph.nodes if node.op == "placeholder")
-        self.batches, *self.doubled = probe(graph, root)
+        self.batches, *self.grown = probe(graph, root)
         self.sites: dict[str, Site] = {}
         self.layouts: dict[fx.Node, Layout] = {}
         self.sizes: dict[fx.Node, tuple[int, ...]] = {}  # the original's, per spatial axis
@@ -115,7 +115,7 @@ class _Reader:
             if not (_tensors(value) or reads_shape(call) or _reads_values(call)):
                 return
             op = self.read(call)
-            found = moves(node, self.layouts, self.root, self.doubled) if _shrinks(op) else None
+            found = moves(node, self.layouts, self.root, self.grown) if _shrinks(op) else None
             if found is not None:
                 op, inputs = found.op, (found.source,)
                 call = Call(node, module, inputs, self.training)
@@ -225,21 +225,19 @@ class _Reader:
         if not isinstance(value, Tensor) or not self._follows_batch(node):
             return Layout.MIXED, before
         shape = tuple(value.shape)
-        doubled = [sizes[node.name] for sizes in self.doubled if node.name in sizes]
-        if len(doubled) < count:
+        grown = [sizes[node.name] for sizes in self.grown if node.name in sizes]
+        if len(grown) < count:
             if len(shape) == 2 + count and shape[2:] == before:
                 return Layout.MAP, before
             return (Layout.VECTOR, (0,) * count) if len(shape) == 2 else (Layout.MIXED, before)
-        moving = [[d for d, size in enumerate(shape) if other[d] != size] for other in doubled]
-        if not any(moving):
-            if len(shape) == 2:
-                return Layout.VECTOR, (0,) * count
-            if len(shape) == 2 + count and set(shape[2:]) == {1}:
-                return Layout.MAP, (0,) * count
+        moving = [[d for d, size in enumerate(shape) if other[d] != size] for other in grown]
+        if len(shape) == 2 and not any(moving):
+            return Layout.VECTOR, (0,) * count
+        if len(shape) != 2 + count:
             return Layout.MIXED, before
-        if moving == [[2 + axis] for axis in range(count)] and len(shape) == 2 + count:
-            return Layout.MAP, shape[2:]
-        return Layout.MIXED, before
+        sizes = tuple(n if moving[axis] or n > 1 else 0 for axis, n in enumerate(shape[2:]))
+        follows = moving == [[2 + axis] if n else [] for axis, n in enumerate(sizes)]
+        return (Layout.MAP, sizes) if follows else (Layout.MIXED, before)
 
 
 def outputs(graph: fx.Graph, maps: Iterable[fx.Node]) -> dict[str, str]:
