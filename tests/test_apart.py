@@ -65,6 +65,13 @@ def test_images_side_by_side_are_kept_apart() -> None:
     assert densify.verify(model, dense, [images(17, 22), images(20, 19, batch=3)])
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_vectors_with_the_images_along_another_axis(batch: int) -> None:
+    model = around(lambda x: x * (x.mean((2, 3)).t().sigmoid() - 2).t()[:, :, None, None])
+    dense = densify.convert(model, (batch, 3, 17, 22), output_stride=1)
+    assert densify.verify(model, dense, [images(17, 22), images(20, 19, batch=3)])
+
+
 @pytest.mark.parametrize(
     ("block", "words"),
     [

@@ -168,7 +168,7 @@ class _Reader:
         if op is not None and not torn:
             return op
         alone = layouts == {Layout.VECTOR} and len(call.maps) == 1 and not pieces and not call.node.meta.get("whole")
-        if alone and isinstance(call.result, Tensor) and call.result.dim() == 2:
+        if alone and isinstance(call.result, Tensor) and call.result.dim() == 2 and self._follows_batch(call.node):
             return Rows()
         wide = tuple(max(sizes) for sizes in zip(*(self.sizes[node] for node in call.maps), strict=True))
         first = next((s for s in (self.sizes[node] for node in call.maps) if max(s) > 1), wide)
