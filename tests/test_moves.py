@@ -150,6 +150,9 @@ def test_one_and_three_axes() -> None:
         lambda y: y.softmax(2),
         lambda y: y * 2,
         lambda y: y.flip(2),
+        torch.relu,
+        torch.abs,
+        lambda y: torch.where(y > -3, y, 0),
         lambda y: y.roll(1, 2),
         lambda y: torch.cat([y[:, :, 1:], y[:, :, :1]], 2),
     ],
@@ -162,6 +165,37 @@ def test_what_does_more_than_move_whole_windows_is_refused(change: Callable[[Ten
     model = network(Chain(run), nn.Conv2d(12, 4, 1))
     with pytest.raises((RefusedError, densify.errors.UsageError)):
         densify.convert(model, (1, 3, 24, 36), output_stride=1)
+
+
+def padded(x: Tensor) -> Tensor:
+    """Torchvision's Swin: the example is even, another map may not be."""
+    height, width = x.shape[2:]
+    y = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, width % 2, 0, height % 2))
+    return torch.cat([y[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], -1).permute(0, 3, 1, 2)
+
+
+def cropped(x: Tensor) -> Tensor:
+    """From the front, to an even size."""
+    y = x.permute(0, 2, 3, 1)[:, x.shape[2] % 2 :, x.shape[3] % 2 :]
+    return F.pixel_unshuffle(y.permute(0, 3, 1, 2), 2)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """Every other sample of an even map, of an odd one but the last."""
+    y = F.interpolate(x.permute(0, 2, 3, 1).permute(0, 3, 1, 2), scale_factor=0.5)
+    return torch.cat([y, -y, y, y], 1)
+
+
+@pytest.mark.parametrize("run", [padded, cropped, rounded])
+def test_what_is_another_window_at_another_size_is_refused_or_right(run: Callable[[Tensor], Tensor]) -> None:
+    model = network(nn.Conv2d(3, 3, 3, 2, 1), Chain(run), nn.Conv2d(12, 4, 1))
+    try:
+        dense = densify.convert(model, (1, 3, 32, 40), output_stride=1)
+    except RefusedError:
+        return
+    for size in ((32, 40), (34, 42), (37, 43), (31, 45)):
+        x, strides = inputs((1, 3, *size)), [stride for stride, _ in dense.lattices["output"]]
+        assert torch.equal(dense(x)[:, :, :: strides[0], :: strides[1]], model(x))
 
 
 def test_a_chain_that_is_read_on_the_way_stays_what_it_is() -> None:

@@ -1,17 +1,18 @@
 """Space to depth, however it is written: chains of views, permutations and unfolds that only move samples.
 
-What such a chain does is in its numbers alone: it is run on a map that holds the index of every sample.
+What such a chain does is in its numbers alone: it is run on maps that hold the index of every sample, at several sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
+from densify.graphs.fx.probe import image_of, run_at
 from densify.graphs.fx.registry import in_place
 from densify.lattice import Window
 from densify.ops import Layout, Patches
@@ -33,35 +34,36 @@ class Moves(NamedTuple):
     between: tuple[fx.Node, ...]
 
 
-def moves(
-    node: fx.Node,
-    layouts: Mapping[fx.Node, Layout],
-    root: nn.Module,
-    grown: Sequence[Mapping[str, tuple[int, ...]]],
-) -> Moves | None:
-    """The windows whose samples a chain of ops moves into the channels, where it does nothing else.
+class _Trial(NamedTuple):
+    """What a chain did with a map of one size: for every sample of its result the flat index that it comes from, or -1
+    for a zero."""
+
+    shape: tuple[int, ...]
+    taken: Tensor
+
+
+def moves(node: fx.Node, layouts: Mapping[fx.Node, Layout], graph: fx.Graph, root: nn.Module) -> Moves | None:
+    """The windows whose samples a chain of ops moves into the channels, where it does nothing else at any size tried.
 
     Args:
         node: the last of the chain, a map.
         layouts: of the nodes in front of it.
         root: the module tree on the meta device.
-        grown: shapes by name with each spatial axis of the image made longer, as probe.py finds them.
     """
     found = _chain(node, layouts, root)
     if found is None:
         return None
     source, between = found
-    indices = torch.arange(1.0, 1 + source.meta["value"].numel(), dtype=torch.float64).view(source.meta["value"].shape)
-    values = torch.rand(indices.shape, dtype=torch.float64)
-    made, checked = (_run((*between, node), source, x, root) for x in (indices, values))
-    if made is None or checked is None or not torch.equal(made, made.round().clamp(0, indices.numel())):
+    trials: list[_Trial] = []
+    for values in _sizes(graph, root, source, node):
+        trial = _trial((*between, node), source, values, root)
+        if trial is None:
+            return None
+        trials.append(trial)
+    op = _patches(trials)
+    if op is None or not all(torch.equal(trial.taken, _taken(op, trial.shape)) for trial in trials):
         return None
-    taken = made.long() - 1
-    if not torch.equal(checked, torch.where(taken < 0, 0.0, values.flatten()[taken])):
-        return None
-    sizes = [(one[source.name], one[node.name]) for one in grown if source.name in one and node.name in one]
-    op = _patches(taken, indices.shape, sizes)
-    return Moves(op, source, between) if op is not None else None
+    return Moves(op, source, between)
 
 
 def _chain(
@@ -83,85 +85,111 @@ def _chain(
     return maps.pop(), tuple(one for one in layouts if one in between)
 
 
-def _run(nodes: Sequence[fx.Node], source: fx.Node, x: Tensor, root: nn.Module) -> Tensor | None:
-    values: dict[fx.Node, Any] = {source: x}
+def _sizes(graph: fx.Graph, root: nn.Module, source: fx.Node, node: fx.Node) -> Iterator[dict[fx.Node, Any]]:
+    """The values of the graph at the example's size and at others that it takes: longer ones along each axis, and some
+    that leave other remainders."""
+    yield {one: one.meta["value"] for one in graph.nodes if "value" in one.meta}
+    shape = image_of(graph).meta["value"].shape
+    step = max(round(n / max(m, 1)) for n, m in zip(shape[2:], source.meta["value"].shape[2:], strict=True))
+    grown = [[size * 4 if dim == axis else size for dim, size in enumerate(shape)] for axis in range(2, len(shape))]
+    more = [[*shape[:2], *(n + d for n in shape[2:])] for d in sorted({1, 2, 3, step, 2 * step, 3 * step})]
+    for image in (*grown, *more):
+        values = run_at(graph, root, image, node)
+        if node in values:
+            yield values
+
+
+def _trial(nodes: Sequence[fx.Node], source: fx.Node, values: Mapping[fx.Node, Any], root: nn.Module) -> _Trial | None:
+    """What the chain does with a map of this size; None where it does more than move samples."""
+    shape = tuple(values[source].shape)
+    indices = torch.arange(1.0, 1 + prod(shape), dtype=torch.float64).view(shape)
+    signed = torch.rand(shape, dtype=torch.float64) * 8 - 4
+    made, checked = (_run(nodes, {**values, source: x}, root) for x in (indices, signed))
+    if made is None or checked is None or not torch.equal(made, made.round().clamp(0, indices.numel())):
+        return None
+    taken = made.long() - 1
+    if not torch.equal(checked, torch.where(taken < 0, 0.0, signed.flatten()[taken])):
+        return None
+    return _Trial(shape, taken)
+
+
+def _run(nodes: Sequence[fx.Node], values: dict[fx.Node, Any], root: nn.Module) -> Tensor | None:
     runner = fx.Interpreter(fx.GraphModule(nn.Module(), fx.Graph()))
     runner.module = root
     for node in nodes:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda one: values.get(one, one.meta["value"]))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
         try:
             with torch.no_grad():
                 values[node] = getattr(runner, node.op)(node.target, args, kwargs)
         except Exception:  # it holds weights, which are on another device here: then it does more than move
             return None
     made: Tensor = values[nodes[-1]]
-    return made if made.dtype == x.dtype else None
+    return made if made.dtype == torch.float64 else None
 
 
-def _patches(
-    taken: Tensor, shape: Sequence[int], grown: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
-) -> Patches | None:
-    """The windows that make [B, K, *spatial] of a map of the given shape.
-
-    Args:
-        taken: for every sample of the result the flat index that it comes from, or -1 for a zero.
-        grown: shapes of the map and of the result, for each spatial axis of the image made longer.
-    """
-    if taken.dim() != len(shape) or len(grown) != len(shape) - 2:
+def _patches(trials: Sequence[_Trial]) -> Patches | None:
+    """The windows that explain the first trial, with padding that explains the sizes of all."""
+    shape, taken = trials[0]
+    spatial = range(2, len(shape))
+    if taken.dim() != len(shape) or any(len({trial.shape[axis] for trial in trials}) < 2 for axis in spatial):
         return None
-    inside = taken >= 0
-    image, channel, *places = torch.unravel_index(taken.clamp(0), tuple(shape))
-    images = torch.arange(shape[0]).view(-1, *[1] * (taken.dim() - 1))
-    channels = _per_channel(channel, inside)
-    if channels is None or not torch.equal(image[inside], images.expand_as(image)[inside]):
+    inside = (taken >= 0).movedim(1, 0).flatten(1)
+    if not inside.any(1).all():
         return None
-    windows, taps, reached = [], [], torch.ones_like(inside)
-    for axis, place in enumerate(places):
-        count, size = taken.shape[2 + axis], shape[2 + axis]
-        stride = _stride(place, inside, 2 + axis)
-        if stride is None:
-            return None
-        starts = stride * torch.arange(count).view(-1, *[1] * (len(places) - 1 - axis))
-        offsets = _per_channel(place - starts, inside)
-        if offsets is None:
-            return None
-        window = _window(offsets, stride, [(size, count), tuple(one[2 + axis] for one in grown[axis])])
+    seen = inside.int().argmax(1)  # for every channel, a sample of it that is no padding
+    at = torch.unravel_index(seen, (taken.shape[0], *taken.shape[2:]))
+    channel, *places = torch.unravel_index(taken.movedim(1, 0).flatten(1).gather(1, seen[:, None])[:, 0], shape)[1:]
+    windows, taps = [], []
+    for axis, (place, out) in enumerate(zip(places, at[1:], strict=True)):
+        stride = _stride(taken, shape, 2 + axis)
+        offsets = place - stride * out
+        counts = [(trial.shape[2 + axis], trial.taken.shape[2 + axis]) for trial in trials]
+        window = _window(offsets, stride, counts)
         if window is None:
             return None
-        at = starts + offsets.view(-1, *[1] * len(places))
-        reached &= (at >= 0) & (at < size)
         windows.append(window)
         taps.append(offsets + window.low)
     kernel = [window.kernel for window in windows]
-    if not torch.equal(inside, reached) or shape[1] * prod(kernel) > _MOST_HOLES * taken.shape[1]:
+    if shape[1] * prod(kernel) > _MOST_HOLES * taken.shape[1]:
         return None
-    order = channels
+    order = channel
     for tap, extent in zip(taps, kernel, strict=True):
         order = order * extent + tap
     return Patches(tuple(windows), order=tuple(order.tolist()))
 
 
-def _per_channel(values: Tensor, inside: Tensor) -> Tensor | None:
-    """The one value that each channel has where it is inside, [K]."""
-    found = values.where(inside, -(1 << 40)).amax((0, *range(2, values.dim())))
-    same = values == found.view(-1, *[1] * (values.dim() - 2))
-    return found if bool((same | ~inside).all()) and int(found.min()) > -(1 << 40) else None
+def _stride(taken: Tensor, shape: Sequence[int], dim: int) -> int:
+    """How far the window moves along an axis between two neighbouring samples that are no padding; 0 if none are."""
+    place = torch.unravel_index(taken.clamp(0), tuple(shape))[dim]
+    both = [(taken.narrow(dim, start, taken.shape[dim] - 1) >= 0) for start in (0, 1)]
+    moved = place.diff(dim=dim)[both[0] & both[1]]
+    return int(moved[0]) if len(moved) else 0
 
 
-def _stride(place: Tensor, inside: Tensor, dim: int) -> int | None:
-    """How far a window moves from one sample of the result to the next."""
-    both = inside.narrow(dim, 1, inside.shape[dim] - 1) & inside.narrow(dim, 0, inside.shape[dim] - 1)
-    moved = place.diff(dim=dim)[both].unique()
-    return int(moved) if len(moved) == 1 and int(moved) > 0 else None
-
-
-def _window(offsets: Tensor, stride: int, sizes: Sequence[tuple[int, ...]]) -> Window | None:
+def _window(offsets: Tensor, stride: int, counts: Sequence[tuple[int, int]]) -> Window | None:
     """The window of these offsets whose padding gives so many samples for each of so many."""
     first, last = int(offsets.min()), int(offsets.max())
-    size, count = sizes[0]
+    size, count = counts[0]
     missing = (count - 1) * stride + last + 1 - size
     for high in (max(-first, 0), 0, missing):
         window = Window(last - first + 1, stride, low=-first, high=high)
-        if all(window.count(size) == count for size, count in sizes):
+        if stride > 0 and all(window.count(size) == count for size, count in counts):
             return window
     return None
+
+
+def _taken(op: Patches, shape: tuple[int, ...]) -> Tensor:
+    """The flat index that every sample of the result comes from for a map of this shape, -1 for padding."""
+    steps = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    kernel = tuple(window.kernel for window in op.windows)
+    channel, *taps = torch.unravel_index(torch.tensor(op.order), (shape[1], *kernel))
+    rank = len(shape)
+    images, channels = torch.arange(shape[0]) * steps[0], channel * steps[1]
+    index = images.view(-1, *[1] * (rank - 1)) + channels.view(-1, *[1] * (rank - 2))
+    inside = torch.ones_like(index, dtype=torch.bool)
+    for axis, (window, tap) in enumerate(zip(op.windows, taps, strict=True), 2):
+        starts = torch.arange(window.count(shape[axis])) * window.stride - window.low
+        place = starts.view(-1, *[1] * (rank - 1 - axis)) + tap.view(-1, *[1] * (rank - 2))
+        inside = inside & (place >= 0) & (place < shape[axis])
+        index = index + place * steps[axis]
+    return index.where(inside, -1)

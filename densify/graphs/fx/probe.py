@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,8 +14,6 @@ from densify.graphs.fx.guards import guard
 def probe(graph: fx.Graph, root: nn.Module) -> list[dict[str, tuple[int, ...]]]:
     """How the shapes of a graph's tensors follow the image's: shapes per node with each axis but channels made longer.
 
-    Nodes that do not run at another size than the example's are left out, and what depends on them.
-
     Args:
         graph: as :func:`densify.graphs.fx.trace.trace` made it.
         root: the module tree on the meta device.
@@ -23,22 +22,36 @@ def probe(graph: fx.Graph, root: nn.Module) -> list[dict[str, tuple[int, ...]]]:
         For a batch twice as large, then for each spatial axis four times as long: a map of one sample follows twice the
         image only where padding helps it.
     """
-    image = next(node.meta["value"] for node in graph.nodes if node.op == "placeholder")
+    shape = image_of(graph).meta["value"].shape
     found = []
-    for axis in (0, *range(2, image.dim())):
-        shape = [size * (4 if dim else 2) if dim == axis else size for dim, size in enumerate(image.shape)]
-        found.append(_shapes(graph, root, torch.empty(shape, dtype=image.dtype, device="meta")))
+    for axis in (0, *range(2, len(shape))):
+        longer = [size * (4 if dim else 2) if dim == axis else size for dim, size in enumerate(shape)]
+        values = run_at(graph, root, longer)
+        found.append({node.name: tuple(value.shape) for node, value in values.items() if isinstance(value, Tensor)})
     return found
 
 
-def _shapes(graph: fx.Graph, root: nn.Module, image: Tensor) -> dict[str, tuple[int, ...]]:
-    values: dict[fx.Node, Any] = {}
+def image_of(graph: fx.Graph) -> fx.Node:
+    """The node of the image."""
+    image: fx.Node = next(iter(graph.find_nodes(op="placeholder")))
+    return image
+
+
+def run_at(graph: fx.Graph, root: nn.Module, shape: Sequence[int], last: fx.Node | None = None) -> dict[fx.Node, Any]:
+    """What the nodes of a graph are for an image of this shape: tensors on the meta device, and numbers.
+
+    Nodes that do not run at this size are left out, and what depends on them.
+
+    Args:
+        last: the node to stop at.
+    """
+    image = image_of(graph)
+    values: dict[fx.Node, Any] = {image: torch.empty(tuple(shape), dtype=image.meta["value"].dtype, device="meta")}
     runner = fx.Interpreter(fx.GraphModule(nn.Module(), fx.Graph()))
     runner.module = root
-    placed = False
     for node in graph.nodes:
         if node.op == "placeholder":
-            values[node], placed = (node.meta["value"] if placed else image), True
+            values.setdefault(node, node.meta["value"])
             continue
         if node.op == "output" or node.target is guard or any(source not in values for source in node.all_input_nodes):
             continue
@@ -48,4 +61,6 @@ def _shapes(graph: fx.Graph, root: nn.Module, image: Tensor) -> dict[str, tuple[
                 values[node] = getattr(runner, node.op)(node.target, args, kwargs)
         except Exception:  # a size that the model does not take: what hangs on this node stays unknown
             continue
-    return {node.name: tuple(value.shape) for node, value in values.items() if isinstance(value, Tensor)}
+        if node is last:
+            break
+    return values

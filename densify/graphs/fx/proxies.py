@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import operator
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.proxy import Attribute
+
+from densify.graphs.fx.registry import IN_PLACE
 
 if TYPE_CHECKING:
     from densify.graphs.fx.tracer import ExampleTracer
@@ -70,18 +73,6 @@ class ExampleProxy(fx.Proxy):
     def _call(self, function: Any, *args: Any) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, *args), {})
 
-    def __iadd__(self, other: Any) -> Any:
-        return self._call(operator.iadd, other)
-
-    def __isub__(self, other: Any) -> Any:
-        return self._call(operator.isub, other)
-
-    def __imul__(self, other: Any) -> Any:
-        return self._call(operator.imul, other)
-
-    def __itruediv__(self, other: Any) -> Any:
-        return self._call(operator.itruediv, other)
-
     def __int__(self) -> int:
         return int(self.tracer.decide(self, int))
 
@@ -109,13 +100,30 @@ class ExampleProxy(fx.Proxy):
         return (other // self, other % self)
 
     def __contains__(self, item: Any) -> bool:
-        return item in self.value
+        if isinstance(self.value, Tensor):
+            return bool((self == item).any())
+        return any(one is item or bool(one == item) for one in self)
 
     def __format__(self, spec: str) -> str:
         """Its name, whatever the format: a text that is made of the example's sizes must not decide anything."""
         return repr(self)
 
-    __hash__ = fx.Proxy.__hash__
+    def __hash__(self) -> int:
+        """That of a number, which is looked up in sets and dicts by its value; of anything else its identity."""
+        if isinstance(self.value, int | float):
+            return hash(self.tracer.decide(self, type(self.value)))
+        return id(self)
+
+
+def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[ExampleProxy, Any], Any]:
+    def method(self: ExampleProxy, other: Any) -> Any:
+        return self._call(function, other)
+
+    return method
+
+
+for _operator in IN_PLACE:
+    setattr(ExampleProxy, f"__{_operator.__name__}__", _in_place(_operator))
 
 
 class ExampleAttribute(Attribute, ExampleProxy):

@@ -30,6 +30,7 @@ from densify.ops import (
     Resize,
     Rows,
     ShapeOf,
+    Unflatten,
     Unsupported,
     Values,
 )
@@ -86,7 +87,7 @@ class _Reader:
     """Walks a graph and remembers, for every tensor that depends on the image, what it is."""
 
     def __init__(self, graph: fx.Graph, root: nn.Module, names: Names, training: bool) -> None:
-        self.root, self.training = root, training
+        self.graph, self.root, self.training = graph, root, training
         self.batch = next(len(node.meta["value"]) for node in graph.nodes if node.op == "placeholder")
         self.batches, *self.grown = probe(graph, root)
         self.sites: dict[str, Site] = {}
@@ -115,7 +116,7 @@ class _Reader:
             if not (_tensors(value) or reads_shape(call) or _reads_values(call)):
                 return
             op = self.read(call)
-            found = moves(node, self.layouts, self.root, self.grown) if _shrinks(op) else None
+            found = moves(node, self.layouts, self.graph, self.root) if _shrinks(op) else None
             if found is not None:
                 op, inputs = found.op, (found.source,)
                 call = Call(node, module, inputs, self.training)
@@ -164,6 +165,8 @@ class _Reader:
         maps = Layout.MIXED not in layouts and not pieces and self._follows_batch(call.node)
         known = reads_shape(call) or (reader is not None and maps)
         op = reader(call) if known and reader is not None else None
+        if isinstance(op, Unflatten) and call.result.dim() != 2 + len(self.sizes[before]):
+            op = None
         torn = isinstance(op, Channelwise) and layouts == {Layout.VECTOR} and not isinstance(call.result, Tensor)
         if op is not None and not torn:
             return op

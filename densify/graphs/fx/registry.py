@@ -151,7 +151,11 @@ def in_place(node: fx.Node, root: nn.Module) -> bool:
         return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
     name = getattr(node.target, "__name__", str(node.target))
     marked = name.endswith("_") and not name.endswith("__")
-    return marked or node.kwargs.get("inplace") is True or node.target in _IN_PLACE
+    return marked or node.kwargs.get("inplace") is True or node.target in IN_PLACE
 
 
-_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
+IN_PLACE = (
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow,
+    operator.imatmul, operator.iand, operator.ior, operator.ixor,
+)  # fmt: skip
+"""Python's operators that change their first operand, where it can be changed."""

@@ -87,6 +87,8 @@ class ExampleTracer(fx.Tracer):
         if kind == "output":
             args = fx.map_arg(args, self._opened)
         self._withdraw_guards((args, kwargs))
+        if kwargs.get("out") is not None:
+            raise ConversionError("it writes into a tensor that it is given (out=...): assign what it returns instead")
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
         node.meta["owner"] = self.path_of_module(self.modules[-1]) if self.modules else ""
         if _autocast() != self.autocast:
@@ -166,7 +168,7 @@ class ExampleTracer(fx.Tracer):
         compiled = getattr(m, "_orig_mod", None)
         if isinstance(compiled, nn.Module):
             return compiled(*args, **kwargs)
-        last = next(iter(reversed(self.graph.nodes)))
+        last, stack = next(iter(reversed(self.graph.nodes))), self.module_stack.copy()
         self.modules.append(m)
         try:
             return super().call_module(m, forward, args, kwargs)
@@ -174,6 +176,7 @@ class ExampleTracer(fx.Tracer):
             if not self._may_be_whole(m):
                 raise
             self._forget(last)
+            self.module_stack = stack
             try:
                 made = self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
             except Exception:

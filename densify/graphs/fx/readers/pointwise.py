@@ -29,7 +29,7 @@ _MODULES = (
     "AlphaDropout FeatureAlphaDropout Identity"
 )
 _ARITHMETIC = "add sub mul div true_divide maximum minimum subtract multiply divide fmax fmin"
-_OPERATORS = "add sub mul truediv iadd isub imul itruediv neg pow"
+_OPERATORS = "add sub mul truediv iadd isub imul itruediv neg pow ipow"
 
 
 @reads(*everywhere(_ELEMENTWISE), *(getattr(nn, name) for name in _MODULES.split()), "contiguous", "to", "float")
