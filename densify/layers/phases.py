@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -35,7 +36,8 @@ def space_to_batch(
     split = [length for axis, e in enumerate(est) for length in (x.shape[2 + axis] // e, e)]
     count = len(est)
     order = [0, *(3 + 2 * i for i in range(count)), 1, *(2 + 2 * i for i in range(count))]
-    return x.reshape(batch, channels, *split).permute(order).reshape(batch * prod(est), channels, *split[::2])
+    made = x.reshape(batch, channels, *split).permute(order).reshape(batch * prod(est), channels, *split[::2])
+    return made.contiguous()  # as the original's tensors are, which its program may view
 
 
 def complete_phases(x: Tensor, est: Sequence[int], sizes: Sequence[int], first: Sequence[int]) -> list[int]:
@@ -46,29 +48,33 @@ def complete_phases(x: Tensor, est: Sequence[int], sizes: Sequence[int], first: 
     ]
 
 
-def each_phase(op: Callable[..., Any], phases: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def each_phase(op: Callable[..., Any], phases: int, takes: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """An op that may look at a batch as a whole, on the fragments of one phase at a time.
 
     Args:
         op: takes and makes tensors whose first axis is the batch, or a multiple of it.
         phases: prod(eST); the batch counts them fastest, see :func:`space_to_batch`.
-        args, kwargs: of the op; tensors with as many entries as the first one are taken apart.
+        takes: for every argument whether it is taken apart, in the structure of ``(args, kwargs)``.
+        args, kwargs: of the op.
     """
-    fragments = next(one.shape[0] for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
+    images = 0
 
-    def part(one: Any, phase: int) -> Any:
-        split = isinstance(one, Tensor) and one.dim() > 0 and one.shape[0] == fragments
-        return one[phase::phases] if split else one
+    def part(take: bool, one: Any, phase: int) -> Any:
+        nonlocal images
+        if not take:
+            return one
+        images = pytree.tree_leaves(one)[0].shape[0] // phases
+        return pytree.tree_map(lambda tensor: tensor[phase::phases], one)
 
     def joined(*parts: Any) -> Any:
         if not isinstance(parts[0], Tensor):
             return parts[0]
-        return torch.stack([one.unflatten(0, (fragments // phases, -1)) for one in parts], 1).flatten(0, 2)
+        return torch.stack([one.unflatten(0, (images, -1)) for one in parts], 1).flatten(0, 2)
 
-    made = [
-        op(*(part(one, phase) for one in args), **{name: part(one, phase) for name, one in kwargs.items()})
-        for phase in range(phases)
-    ]
+    made = []
+    for phase in range(phases):
+        given, named = pytree.tree_map(partial(part, phase=phase), takes, (tuple(args), dict(kwargs)))
+        made.append(op(*given, **named))
     return pytree.tree_map(joined, *made)
 
 

@@ -1,12 +1,13 @@
 """Whether the ops that will run on fragments keep the images of a batch apart.
 
-Phases are laid in the batch there, so an op that mixes images would mix phases. What an op does with a batch is in its
-numbers alone: each is run on two batches that agree in one image, and what it makes of that image must agree.
+Phases are laid in the batch there, so an op that mixes images would mix phases, and one that counts them would count
+phases. What an op does with a batch is in its numbers alone: each is run on two batches, of other sizes, that have some
+images in common, at other places, and what it makes of these must agree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +19,10 @@ from densify.graphs.fx.guards import guard
 from densify.ops import Layout, Other, Rows, ShapeOf
 from densify.planning import Network, Site
 
+_BATCHES = ((0, 1, 2, 3, 4), (2, 0, 5, 4, 1, 6))  # by number; neither first nor last, nor one neighbour, is the same
+_COMMON = (2, 0, 4, 1)
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-_MIXES = "it mixes the images of a batch, and it would run on phases that are laid in the batch"
+_MIXES = "it mixes the images of a batch, or counts them, and it would run on phases that are laid in the batch"
 _RANDOM = "it draws random numbers in eval mode, so there is no original to be equal to"
 _FIXED = "it takes a batch of the example's size alone, and it would run on phases that are laid in the batch"
 
@@ -36,11 +39,10 @@ def check(network: Network, graph: fx.Graph, model: nn.Module, batch: int) -> Ne
     tensors = [*model.parameters(), *model.buffers()]
     if not open_ops or any(tensor.is_meta for tensor in tensors):
         return network
-    size = 5 if batch == 4 else 4  # the second of four: neither a flip nor a running sum leaves it as it is
     with evaluating(model), torch.random.fork_rng(devices=[]):
-        faults = _Pair(network, graph, model, size).faults()
+        faults = _Pair(network, graph, model, _BATCHES).faults()
         if any(fault == _FIXED for fault in faults.values()):
-            runs = _Pair(network, graph, model, batch).runs()
+            runs = _Pair(network, graph, model, (range(batch), range(batch))).runs()
             faults = {key: fault for key, fault in faults.items() if fault != _FIXED or key in runs}
     marked = {key: replace(network.sites[key], op=_marked(network.sites[key], fault)) for key, fault in faults.items()}
     return replace(network, sites={**network.sites, **marked})
@@ -58,11 +60,10 @@ def _marked(site: Site, fault: str) -> Other | Rows:
 
 
 class _Pair:
-    """Two runs of a graph's open ops on random numbers, whose batches agree in one image."""
+    """Two runs of a graph's open ops on random numbers; `batches` says which images each has, by number."""
 
-    def __init__(self, network: Network, graph: fx.Graph, model: nn.Module, size: int) -> None:
-        self.network, self.graph, self.size = network, graph, size
-        self.same = min(1, size - 1)
+    def __init__(self, network: Network, graph: fx.Graph, model: nn.Module, batches: tuple[Sequence[int], ...]) -> None:
+        self.network, self.graph, self.batches = network, graph, [list(batch) for batch in batches]
         self.places = {key: place for place, key in enumerate(network.sites)}
         self.device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         self.runner = fx.Interpreter(fx.GraphModule(nn.Module(), fx.Graph()))
@@ -133,15 +134,14 @@ class _Pair:
         return self._fresh(node, run) if node.name in self.places else node.meta["value"]
 
     def _fresh(self, node: fx.Node, run: int) -> Any:
-        """Positive random numbers of the node's shape; the images that differ do so in size as well."""
+        """Positive random numbers of the node's shape; those of one batch alone are smaller or larger."""
         generator = torch.Generator().manual_seed(self.places[node.name])
+        images = self.batches[run]
 
         def one(like: Tensor) -> Tensor:
-            made = torch.rand(self.size, *like.shape[1:], generator=generator)
-            low, high = ((0.05, 0.4), (2.0, 5.0))[run]
-            changed = low + (high - low) * made.roll(run, -1)
-            changed[self.same] = 0.5 + made[self.same]
-            return changed.to(self.device, like.dtype)
+            made = 0.5 + torch.rand(1 + max(max(batch) for batch in self.batches), *like.shape[1:], generator=generator)
+            made[3:4], made[5:] = made[3:4] / 10, made[5:] * 3
+            return made[images].to(self.device, like.dtype)
 
         value = node.meta["value"]
         return one(value) if isinstance(value, Tensor) else tuple(map(one, value))
@@ -149,12 +149,16 @@ class _Pair:
     def _agree(self, one: Any, other: Any) -> bool:
         if not isinstance(one, Tensor):
             return all(self._agree(*pair) for pair in zip(one, other, strict=True))
-        if one.shape[:1] != (self.size,) or other.shape != one.shape:
+        sizes = [len(batch) for batch in self.batches]
+        if [len(made) if made.dim() else 0 for made in (one, other)] != sizes or other.shape[1:] != one.shape[1:]:
             return False
         if one.is_complex():
             return self._agree(torch.view_as_real(one), torch.view_as_real(other))
         share = _TOLERANCE.get(one.dtype, 1e-2)
-        one, other = one[self.same].double(), other[self.same].double()
+        one, other = (
+            made[[batch.index(image) for image in _COMMON]].double()
+            for made, batch in zip((one, other), self.batches, strict=True)
+        )
         tolerance = share * float(one.abs().nan_to_num(0, 0, 0).max()) if one.numel() else 0.0
         return torch.allclose(one, other, rtol=0, atol=tolerance, equal_nan=True)
 

@@ -165,12 +165,14 @@ class _Reader:
         maps = Layout.MIXED not in layouts and not pieces and self._follows_batch(call.node)
         known = reads_shape(call) or (reader is not None and maps)
         op = reader(call) if known and reader is not None else None
-        if isinstance(op, Unflatten) and call.result.dim() != 2 + len(self.sizes[before]):
+        counts = any(self._counts_images(node) for node in call.node.all_input_nodes)
+        if counts or (isinstance(op, Unflatten) and call.result.dim() != 2 + len(self.sizes[before])):
             op = None
         torn = isinstance(op, Channelwise) and layouts == {Layout.VECTOR} and not isinstance(call.result, Tensor)
         if op is not None and not torn:
             return op
-        alone = layouts == {Layout.VECTOR} and len(call.maps) == 1 and not pieces and not call.node.meta.get("whole")
+        alone = layouts == {Layout.VECTOR} and len(call.maps) == 1 and not (pieces or counts)
+        alone = alone and not call.node.meta.get("whole")
         if alone and isinstance(call.result, Tensor) and call.result.dim() == 2 and self._follows_batch(call.node):
             return Rows()
         wide = tuple(max(sizes) for sizes in zip(*(self.sizes[node] for node in call.maps), strict=True))
@@ -209,6 +211,12 @@ class _Reader:
 
     def _remember(self, node: fx.Node, layout: Layout, sizes: tuple[int, ...]) -> None:
         self.layouts[node], self.sizes[node] = layout, sizes
+
+    def _counts_images(self, node: fx.Node) -> bool:
+        """Whether a node is a tensor that a program made of no map, one entry or more per image."""
+        value = node.meta["value"]
+        made = node not in self.layouts and isinstance(value, Tensor)
+        return made and self.batches.get(node.name, value.shape) != tuple(value.shape)
 
     def _follows_batch(self, node: fx.Node) -> bool:
         """Whether a node's first axis is the images'; tuples are looked at entry by entry."""

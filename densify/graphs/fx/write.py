@@ -7,6 +7,7 @@ from math import prod
 from typing import Any, ClassVar
 
 import torch
+import torch.utils._pytree as pytree
 from torch import fx, nn
 
 from densify import layers
@@ -115,7 +116,7 @@ class Writer:
         What a program computes from shapes alone is computed anew for fragments of that eST: prod(est) times as many.
         """
         step = self.plan.steps.get(node.name)
-        if step is not None and not isinstance(step.op, ShapeOf | Values):
+        if step is not None and self.of_images(node):
             if node not in self.fragments:
                 self.fragments[node] = self.into_fragments(node, step.map)
             return self.fragments[node]
@@ -127,7 +128,7 @@ class Writer:
             if step is not None and step.site.layout is not Layout.MIXED:
                 self.sized[node, est] = self.shape(node, step, est)
             else:
-                self.sized[node, est] = self.new.node_copy(node, lambda source: self.fragment(source, est))
+                self.sized[node, est] = self.new.node_copy(node, lambda source: self.numbers(node, source, est))
         return self.sized[node, est]
 
     def into_fragments(self, node: fx.Node, one: Map) -> fx.Node:
@@ -137,13 +138,19 @@ class Writer:
             made = self.call(layers.space_to_batch, made, est_of(one))
         return self.call(layers.vectors, made) if one.collapsed else made
 
+    def of_images(self, node: fx.Node) -> bool:
+        """Whether a node holds tensors of the image, with its phases."""
+        step = self.plan.steps.get(node.name)
+        return step is not None and not isinstance(step.op, ShapeOf | Values)
+
     def est_around(self, node: fx.Node) -> tuple[int, ...]:
         """The eST of the first tensor that a node follows from."""
         return next(est_of(self.plan.steps[s.name].map) for s in _ancestors(node) if s.name in self.plan.steps)
 
     def numbers(self, node: fx.Node, source: fx.Node, est: tuple[int, ...]) -> fx.Node:
-        """An argument on fragments: arithmetic takes the original's numbers, shapes count the fragments."""
-        if source.meta["number"] and reader_of(Call(node, None, ())) is elementwise:
+        """An argument on fragments: arithmetic on tensors takes the original's numbers, shapes count the fragments."""
+        arithmetic = self.of_images(node) and reader_of(Call(node, None, ())) is elementwise
+        if source.meta.get("number") and (arithmetic or is_value(node, source)):
             return self.space(source)
         return self.fragment(source, est)
 
@@ -289,16 +296,21 @@ def on_fragments(writer: Writer, node: fx.Node, est: tuple[int, ...], read: Call
     """A node on fragments; what was recorded as a whole may look at its batch, and sees one phase at a time."""
     if not node.meta.get("whole"):
         return writer.new.node_copy(node, read)
-    args, kwargs = fx.map_arg((node.args, node.kwargs), read)
+    given = (tuple(node.args), dict(node.kwargs))
+    takes = pytree.tree_map(lambda one: isinstance(one, fx.Node) and writer.of_images(one), given)
+    args, kwargs = fx.map_arg(given, lambda one: read(one) if writer.of_images(one) else writer.fragment(one, _ONCE))
     if node.op == "call_module":
         module = writer.new.create_node("get_attr", str(node.target))
-        return writer.call(layers.each_phase, module, prod(est), args, kwargs)
-    return writer.call(_each_phase_of(node.target), prod(est), args, kwargs)
+        return writer.call(layers.each_phase, module, prod(est), takes, args, kwargs)
+    return writer.call(_each_phase_of(node.target), prod(est), takes, args, kwargs)
+
+
+_ONCE = (1,)  # eST of a batch of images
 
 
 def _each_phase_of(function: Any) -> Callable[..., Any]:
-    def call(phases: int, args: Any, kwargs: Any) -> Any:
-        return layers.each_phase(function, phases, args, kwargs)
+    def call(phases: int, takes: Any, args: Any, kwargs: Any) -> Any:
+        return layers.each_phase(function, phases, takes, args, kwargs)
 
     call.__name__ = call.__qualname__ = f"each_phase_of_{function.__name__}"
     return call
@@ -322,6 +334,14 @@ def joined(writer: Writer, node: fx.Node, operands: Mapping[str, fx.Node]) -> fx
         return writer.copy(node, **operands)
     tensors = Call(node, None, ()).arguments("tensors dim")["tensors"]
     return writer.call(torch.cat, fx.map_arg(tensors, lambda source: operands[source.name]), 1)
+
+
+def is_value(node: fx.Node, source: fx.Node) -> bool:
+    """Whether a number fills the tensor that a node makes, and is no size of it."""
+    name = getattr(node.target, "__name__", node.target)
+    if name in ("full", "new_full"):
+        return source in (node.kwargs.get("fill_value"), *node.args[2 if name == "new_full" else 1 :])
+    return name in ("tensor", "as_tensor", "scalar_tensor", "new_tensor", "full_like")
 
 
 def shape_of(writer: Writer, node: fx.Node, step: Step, est: tuple[int, ...], *batch: int) -> fx.Node:
