@@ -16,7 +16,7 @@ from densify.graphs.fx import apart
 from densify.graphs.fx.dilated import DilatedWriter
 from densify.graphs.fx.fragments import FragmentWriter
 from densify.graphs.fx.read import Names, network
-from densify.graphs.fx.trace import on_meta, same_tensors, trace
+from densify.graphs.fx.trace import copied, on_meta, same_tensors, trace
 from densify.lattice import PADDINGS, Lattice
 from densify.ops import Map
 from densify.planning import HEADS, Network, Plan, apply_head, walk
@@ -188,7 +188,7 @@ def convert(
     choice = _choice(start, layers, output_stride)
     if isinstance(model, Dense):
         raise UsageError("this network is dense already: convert its original (densify.inverse) anew.")
-    source = same_tensors(model) if share else copy.deepcopy(model)
+    source = same_tensors(model) if share else copied(model)
     origin = Origin(tensors=digests(model.state_dict()))
     return build(source, Options(shape_of(example), choice, padding, head, form, merge), origin, example)
 
@@ -303,8 +303,7 @@ class Conversion:
         if not training:  # in train mode BatchNorm mixes images, and dropout is random, as they should
             read = apart.check(read, graph, model, len(example))
         for node in graph.nodes:
-            value = node.meta.pop("value", None)  # what it was traced with may be large
-            node.meta["number"] = isinstance(value, int | float)
+            node.meta.pop("value", None)  # what it was traced with may be large
         self._graphs[training], self.networks[training] = graph, read
 
     def graph(self, mode: bool) -> fx.Graph | Exception:
@@ -312,7 +311,12 @@ class Conversion:
         if mode in self.failures:
             return self.failures[mode]
         writer = FORMS[self.options.form]
-        return writer(self._graphs[mode], self._root, self.networks[mode], self.plans[mode]).run()
+        try:
+            return writer(self._graphs[mode], self._root, self.networks[mode], self.plans[mode]).run()
+        except ConversionError as error:
+            if not mode:
+                raise
+            return error
 
 
 def _compiled(graph: fx.Graph) -> Callable[..., Any]:

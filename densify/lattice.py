@@ -224,6 +224,7 @@ class Axis:
         pending: extent of the window that a flatten took in and the next Linear will read.
         whole: every sample is made of the whole map, phase by phase: a statistic, bins, or one of them spread out. Its
             phases then stand for the shifts of the image that `step` says, whatever its size.
+        mirrored: it runs against the image's axis.
     """
 
     size: int
@@ -235,6 +236,7 @@ class Axis:
     exact: bool = True
     pending: int = 1
     whole: bool = False
+    mirrored: bool = False
 
     @staticmethod
     def of_input(size: int) -> Axis:

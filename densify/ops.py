@@ -272,11 +272,13 @@ class Other(Op):
         scales: per spatial axis, how many times as long its result is; 0 for a statistic of the whole axis.
         layout: what its result is, see :class:`Layout`.
         fault: why it must not run on phases that are laid in the batch; "" where it may.
+        mirrors: per spatial axis whether it turns the map around; () for none.
     """
 
     scales: tuple[Fraction, ...]
     layout: Layout
     fault: str = ""
+    mirrors: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)

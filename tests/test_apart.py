@@ -23,6 +23,13 @@ def around(program: Program | nn.Module) -> nn.Module:
     return seeded(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Softplus(), block, nn.MaxPool2d(3, 2, 1)))
 
 
+def one_by_one(x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    for i in range(x.shape[0]):
+        y[i] = 2 * x[i]
+    return y
+
+
 MIXING: dict[str, Program] = {
     "mean image": lambda x: x - x.mean(0),
     "mean image, keepdim": lambda x: x - x.mean(0, keepdim=True),
@@ -36,6 +43,12 @@ MIXING: dict[str, Program] = {
     "rolled as one": lambda x: torch.roll(x, 1),
     "running sum": lambda x: x.cumsum(0),
     "sorted": lambda x: x.sort(0)[0],
+    "rolled by two": lambda x: torch.roll(x, 2, 0),
+    "one by one": lambda x: one_by_one(x),
+    "the last alone": lambda x: torch.cat([x[:-1], x[-1:] * 2]),
+    "numbered": lambda x: x * torch.arange(1.0, x.shape[0] + 1, dtype=x.dtype)[:, None, None, None],
+    "numbered, in an einsum": lambda x: torch.einsum("bchw,b->bchw", x, torch.arange(1.0, x.shape[0] + 1).to(x)),
+    "counted": lambda x: x + torch.full_like(x, x.shape[0]),
     "first image": lambda x: x + x[0],
     "last image": lambda x: x - x[-1:],
     "tokens of all images": lambda x: x.flatten(2).transpose(0, 1).softmax(1).transpose(0, 1).view(x.shape),
@@ -49,7 +62,7 @@ MIXING: dict[str, Program] = {
 def test_mixing_images_is_refused_where_phases_are_images(name: str, batch: int) -> None:
     model = around(MIXING[name])
     for choice in ({"output_stride": 1}, {"layers": ["0"]}):
-        with pytest.raises(RefusedError, match="2.*it mixes the images of a batch"):
+        with pytest.raises(RefusedError, match="2.*it mixes the images of a batch, or counts them"):
             densify.convert(model, (batch, 3, 17, 22), **choice)
 
 

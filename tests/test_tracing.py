@@ -111,6 +111,43 @@ def several(m: Block, x: Tensor) -> Tensor:
     return sum([made["first"][0], *made["first"][1]]).reshape(batch, height, width, -1).permute(0, 3, 1, 2)  # type: ignore[union-attr]
 
 
+def tokens(x: Tensor) -> Tensor:
+    rows = x.flatten(2).transpose(1, 2)
+    rows = rows * rows.size(-1) / rows.shape[2] ** 0.5 + rows.shape[1] * rows.cumsum(1)
+    made: Tensor = rows.transpose(1, 2).view(x.shape)
+    return made
+
+
+def powers(x: Tensor) -> Tensor:
+    alias = x
+    x **= 2
+    x %= 7
+    x //= 2
+    return alias + x
+
+
+class Given(nn.Module):
+    """Looks at values, and is given numbers, a shape and tensors beside the map."""
+
+    def forward(self, x: Tensor, scale: Tensor, count: int, shape: torch.Size) -> Tensor:
+        if x.sum() > 1e30:
+            return x
+        return x * scale + count + torch.ones(shape, dtype=x.dtype).cumsum(0)
+
+
+class Surrounded(nn.Module):
+    """Gives a module that cannot be recorded what is no map, as long as there are phases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.given = nn.Parameter(torch.ones(4, 1, 1)), Given()
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        if options.get("plain"):
+            return x
+        return self.given(x, self.scale, x.shape[0], x.shape)  # type: ignore[no-any-return]
+
+
 class Numbers(nn.Module):
     """Leaves torch, looks at values, and answers with a dict."""
 
@@ -150,6 +187,11 @@ BLOCKS: dict[str, Callable[[Block, Tensor], Any]] = {
     "indices": lambda m, x: x[:, torch.tensor([3, 1, 0, 2])],
     "autograd function": lambda m, x: Straight.apply(m.conv(x)),
     "wrapped function": lambda m, x: larger_half(x, 3),
+    "scaled by a size of tokens": lambda m, x: tokens(x),
+    "the batch as a number": lambda m, x: x + x.new_tensor([x.shape[0]]) - torch.full((1, 1), x.shape[0]).to(x) * x,
+    "shapes in place": lambda m, x: (y := m.conv(x).unsqueeze_(1)).sum(1) + y.squeeze_(1).transpose_(2, 3).mT,
+    "looked up": lambda m, x: x * {4: 2}.get(x.shape[1], 3) if x.shape[1] in {4, 5} and 4 in x.shape else -x,
+    "operators in place": lambda m, x: powers(m.conv(x)),
     "batch in a view": lambda m, x: x.flatten(2).cumsum(2).view(x.shape[0], 4, x.shape[2], x.shape[3]),
 }
 
@@ -209,7 +251,8 @@ def test_a_learned_embedding_lies_on_every_phase(form: str) -> None:
 @pytest.mark.parametrize("form", ["dilated", "fragments"])
 def test_what_cannot_be_recorded_is_left_whole(form: str) -> None:
     """It looks at its whole batch: every phase has its own."""
-    assert_phases(around(Left()), form=form, shapes=((2, 17, 22), (3, 24, 20)))
+    for block in (Left(), Surrounded()):
+        assert_phases(around(block), form=form, shapes=((2, 17, 22), (3, 24, 20)))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -299,6 +342,12 @@ def test_constants_are_exported(tmp_path: Path) -> None:
     ("program", "error", "words"),
     [
         (lambda m, x: x / larger(x).item(), RefusedError, "a number or a condition of a map"),
+        (
+            lambda m, x: torch.add(x, 1, out=torch.empty_like(x)),
+            ConversionError,
+            "writes into a tensor that it is given",
+        ),
+        (lambda m, x: by_images(x), RefusedError, r"test_tracing.py:\d+\): it mixes the images of a batch, or counts"),
         (lambda m, x: seen_by_a_view(x), ConversionError, r"test_tracing.py:\d+: an assignment to a part"),
         (lambda m, x: F.adaptive_avg_pool2d(x, x), ConversionError, r"test_tracing.py:\d+, in <lambda>"),
     ],
@@ -318,6 +367,28 @@ def test_what_cannot_be_recorded_names_its_line(program: Any, error: type[Except
 
 def larger(x: Tensor) -> Tensor:
     return x.abs().max()
+
+
+def by_images(x: Tensor) -> Tensor:
+    rows = x.flatten(2).cumsum(2)
+    return (rows * rows.shape[0]).view(x.shape)
+
+
+def test_what_counts_fragments_in_train_mode_has_no_form_there() -> None:
+    class Model(Block):
+        def __init__(self) -> None:
+            super().__init__(by_images)
+            self.first = nn.Conv2d(3, 4, 3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return by_images(x) if self.training else x
+
+    dense = densify.convert(Model().double().eval(), REFERENCE, output_stride=1)
+    with pytest.raises(
+        ConversionError, match=r"train mode: .*test_tracing.py:\d+\): it calculates with a number of im"
+    ):
+        dense.train()(images(17, 22))
 
 
 def seen_by_a_view(x: Tensor) -> Tensor:
@@ -349,3 +420,11 @@ def test_a_trace_leaves_torch_as_it_was() -> None:
         "    assert torch.nn.Linear(2, 2).weight.is_meta and torch.zeros(1).is_meta\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_results_that_are_kept_are_named() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.MaxPool2d(2))
+    model[0].kept = model[0](torch.zeros(1, 3, 9, 9))
+    for share in (False, True):
+        with pytest.raises(ConversionError, match=r"0.kept is a tensor with the history of its gradient"):
+            densify.convert(model, REFERENCE, output_stride=1, share=share)

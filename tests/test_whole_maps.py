@@ -211,3 +211,51 @@ class Rows(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(3, keepdim=True)
+
+
+class Coordinates(nn.Module):
+    """Coordinate attention: rows and columns one behind the other through one convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.columns = nn.AdaptiveAvgPool2d((None, 1)), nn.AdaptiveAvgPool2d((1, None))
+        self.both = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        strips = self.both(torch.cat([self.rows(x), self.columns(x).permute(0, 1, 3, 2)], 2))
+        rows, columns = torch.split(strips, [height, width], 2)
+        gate: Tensor = rows.sigmoid() * columns.permute(0, 1, 3, 2).sigmoid()
+        return x * gate
+
+
+@pytest.mark.parametrize("form", ["dilated", "fragments"])
+def test_strips_one_behind_the_other(form: str) -> None:
+    model = seeded(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), Coordinates(), nn.MaxPool2d(3, 2, 1)))
+    dense = densify.convert(model, (1, 3, 33, 41), output_stride=1, form=form)
+    report = densify.verify(model, dense, [images(33, 41), images(26, 38)])
+    assert report, report.failed
+
+
+class Mirrored(nn.Module):
+    """A network on the image and on its mirror image."""
+
+    def __init__(self, *, back: bool) -> None:
+        super().__init__()
+        self.conv, self.pool, self.back = nn.Conv2d(3, 4, 3, 2, 1), nn.MaxPool2d(2), back
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = self.conv(x).flip(3)
+        turned = torch.cummax(turned, 3)[0]
+        made: Tensor = self.pool(turned.flip(3) if self.back else turned)
+        return made
+
+
+def test_strides_over_a_mirrored_map_are_refused() -> None:
+    """Law 3 is of shifts of the image: those of its mirror image go the other way."""
+    with pytest.raises(RefusedError, match="pool .*: it strides over a map that was flipped"):
+        densify.convert(seeded(Mirrored(back=False)), (1, 3, 33, 41), output_stride=1)
+    for back in (False, True):
+        model = seeded(Mirrored(back=back))
+        dense = densify.convert(model, (1, 3, 33, 41), **({"output_stride": 1} if back else {"layers": ["conv"]}))
+        assert densify.verify(model, dense, [images(33, 41), images(26, 38)])

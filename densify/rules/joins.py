@@ -47,6 +47,7 @@ def _meet(axes: tuple[Axis, ...], padding: str) -> Axis:
         field=Field(min(f.first for f in known), max(f.last for f in known)) if len(known) == len(fields) else None,
         repeated=tuple(any(axis.repeated[i] for axis in cropped) for i in range(dense)),
         exact=all(axis.exact for axis in axes),
+        mirrored=any(axis.mirrored for axis in axes),
     )
 
 
@@ -74,7 +75,8 @@ def phases_to_take(axis: Axis, wide: Axis) -> tuple[int, ...]:
 def apart(axes: tuple[Axis, ...]) -> Refused:
     """The refusal of operands that lie on different lattices."""
     steps = " and ".join(sorted({f"eST {axis.lattice.stride} (step {axis.pitch})" for axis in axes}))
-    return Refused(f"its operands lie on different lattices: {steps}", "Choose the layers on all branches")
+    remedy = "Choose the layers on all branches, or let the block run whole on every phase (docs/new-op.md)"
+    return Refused(f"its operands lie on different lattices: {steps}", remedy)
 
 
 def _spread(axes: tuple[Axis, ...], padding: str) -> Axis:
@@ -87,7 +89,8 @@ def _spread(axes: tuple[Axis, ...], padding: str) -> Axis:
         any(_repeated(axis, wide, phases, index) for axis, phases in zip(axes, taken, strict=True))
         for index in range(wide.dense)
     )
-    return replace(wide, field=None, repeated=repeated, exact=all(axis.exact for axis in axes))
+    exact, mirrored = all(axis.exact for axis in axes), any(axis.mirrored for axis in axes)
+    return replace(wide, field=None, repeated=repeated, exact=exact, mirrored=mirrored)
 
 
 def _repeated(axis: Axis, wide: Axis, taken: tuple[int, ...], index: int) -> bool:

@@ -24,6 +24,8 @@ def other(op: Other, *sources: Map, padding: str) -> Rewrite:
         _axis(operands, scale, padding)
         for operands, scale in zip(zip(*(source.axes for source in sources), strict=True), op.scales, strict=True)
     )
+    if op.mirrors:
+        axes = tuple(replace(axis, mirrored=axis.mirrored != turn) for axis, turn in zip(axes, op.mirrors, strict=True))
     return Rewrite(PhaseWise(op), Map(axes, collapsed=op.layout is Layout.VECTOR))
 
 
@@ -35,6 +37,7 @@ def _axis(operands: tuple[Axis, ...], scale: Fraction, padding: str) -> Axis:
         any(any(axis.repeated[each[phase] :: axis.lattice.stride]) for axis, each in zip(operands, taken, strict=True))
         for phase in range(est)
     )
+    wide = replace(wide, mirrored=any(axis.mirrored for axis in operands))
     pooled = replace(wide.pooled(padding), repeated=phases)
     if scale == 0:
         return pooled
@@ -47,7 +50,7 @@ def _axis(operands: tuple[Axis, ...], scale: Fraction, padding: str) -> Axis:
     if scale != 1 and est > 1:
         raise Refused(
             f"it makes the map {float(scale):g} times as large, and no rule says where the samples of a phase then lie",
-            "Choose layers behind it",
+            "Choose layers behind it, or write a rule for it (docs/new-op.md)",
         )
     step = max(1, round(wide.step / scale))
     return replace(wide, size=size, dense=size * est, step=step, field=None, repeated=phases * size)

@@ -244,7 +244,7 @@ def _negative_pad(rng: random.Random, channels: int, count: int) -> nn.Module:
 # Everything here takes statistics or mixes positions within a fragment, or has no reader: it runs phase by phase.
 EXACT: dict[str, Make] = {
     "squeeze block": _excite,
-    "flip": _along(lambda x, axis: x.flip(axis)),
+    "flip": _along(lambda x, axis: x.flip(axis).cummax(axis)[0].flip(axis)),
     "roll": _roll,
     "cumsum": _along(lambda x, axis: x.cumsum(axis)),
     "cummax": _along(lambda x, axis: x.cummax(axis)[0]),

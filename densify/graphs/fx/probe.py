@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from densify.graphs.fx.guards import guard
 
 
-def probe(graph: fx.Graph, root: nn.Module) -> list[dict[str, tuple[int, ...]]]:
-    """How the shapes of a graph's tensors follow the image's: shapes per node with each axis but channels made longer.
+def probe(graph: fx.Graph, root: nn.Module) -> list[dict[str, Any]]:
+    """How a graph follows the shape of the image, each axis but channels made longer: shapes of tensors, and numbers.
 
     Args:
         graph: as :func:`densify.graphs.fx.trace.trace` made it.
@@ -27,7 +27,7 @@ def probe(graph: fx.Graph, root: nn.Module) -> list[dict[str, tuple[int, ...]]]:
     for axis in (0, *range(2, len(shape))):
         longer = [size * (4 if dim else 2) if dim == axis else size for dim, size in enumerate(shape)]
         values = run_at(graph, root, longer)
-        found.append({node.name: tuple(value.shape) for node, value in values.items() if isinstance(value, Tensor)})
+        found.append({node.name: getattr(value, "shape", value) for node, value in values.items()})
     return found
 
 

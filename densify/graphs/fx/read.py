@@ -17,7 +17,7 @@ from densify.graphs.fx.moves import moves
 from densify.graphs.fx.probe import probe
 from densify.graphs.fx.proxies import assigned
 from densify.graphs.fx.readers.pointwise import random
-from densify.graphs.fx.readers.shapes import describes, reads_shape
+from densify.graphs.fx.readers.shapes import describes, flipped, reads_shape
 from densify.graphs.fx.registry import Call, in_place, kind, reader_of
 from densify.ops import (
     Channelwise,
@@ -48,6 +48,10 @@ def network(graph: fx.Graph, root: nn.Module, *, training: bool, names: Names | 
     reader = _Reader(graph, root, names or Names(), training)
     for node in graph.nodes:
         reader.visit(node)
+    for node in graph.nodes:
+        value = node.meta.get("value")
+        node.meta["number"] = isinstance(value, int | float)
+        node.meta["counts"] = node.meta["number"] and reader.batches.get(node.name, value) != value
     for node, views, rereads in _rereads(graph, root):
         if node.name in reader.sites:
             reader.sites[node.name] = replace(reader.sites[node.name], views=views, rereads=rereads)
@@ -178,7 +182,11 @@ class _Reader:
         wide = tuple(max(sizes) for sizes in zip(*(self.sizes[node] for node in call.maps), strict=True))
         first = next((s for s in (self.sizes[node] for node in call.maps) if max(s) > 1), wide)
         layout, sizes = self._found(call.node, first)
-        return Other(tuple(Fraction(n, max(m, 1)) for n, m in zip(sizes, wide, strict=True)), layout)
+        if layout is Layout.MIXED:
+            sizes = wide
+        mirrors = flipped(call) if layout is Layout.MAP else ()
+        scales = tuple(Fraction(n, max(m, 1)) for n, m in zip(sizes, wide, strict=True))
+        return Other(scales, layout, mirrors=mirrors)
 
     def _like(self, call: Call) -> tuple[fx.Node, ...]:
         """The other map whose size an op is given, where it is."""
@@ -216,7 +224,7 @@ class _Reader:
         """Whether a node is a tensor that a program made of no map, one entry or more per image."""
         value = node.meta["value"]
         made = node not in self.layouts and isinstance(value, Tensor)
-        return made and self.batches.get(node.name, value.shape) != tuple(value.shape)
+        return made and self.batches.get(node.name, value.shape) != value.shape
 
     def _follows_batch(self, node: fx.Node) -> bool:
         """Whether a node's first axis is the images'; tuples are looked at entry by entry."""

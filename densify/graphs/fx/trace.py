@@ -25,6 +25,26 @@ def same_tensors(model: nn.Module, convert: Callable[[Tensor], Tensor] | None = 
     memo: dict[int, Any] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
         memo[id(tensor)] = tensor if convert is None else convert(tensor)
+    return copied(model, memo)
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy of a model.
+
+    Args:
+        memo: by id, what stands for the tensors that are not to be copied.
+
+    Raises:
+        ConversionError: it holds results of a computation, with their gradient's history.
+    """
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                remedy = "torch.nn.utils.remove_weight_norm and the like" if module._forward_pre_hooks else "detach"
+                raise ConversionError(
+                    f"{'.'.join(filter(None, (name, attribute)))} is a tensor with the history of its gradient, which "
+                    f"cannot be copied. Remove it first ({remedy}), or set it to None."
+                )
     return copy.deepcopy(model, memo)
 
 
@@ -78,7 +98,7 @@ def trace(model: nn.Module, example: Tensor, *, training: bool) -> fx.Graph:
                 f"cannot trace {type(model).__name__} without its weights: its program looks at values, or it does not "
                 "run on this example."
             ) from None
-        root = copy.deepcopy(model)
+        root = copied(model)
         try:
             return _trace(root, example, training, example.device)
         except Exception as error:

@@ -6,6 +6,7 @@ import inspect
 import operator
 import sys
 from collections.abc import Callable, Iterator
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -69,6 +70,11 @@ class ExampleTracer(fx.Tracer):
         return ExampleProxy(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
+        if kind == "placeholder" and target.startswith("*"):
+            return MappingProxyType({}) if target.startswith("**") else range(0)  # empty, and no trees to torch.fx
+        reshapes = target in _RESHAPING
+        if reshapes:
+            target = target[:-1]
         if target in ("item", "tolist", "numpy") and any(map(self._may_be_whole, self.modules)):
             raise fx.proxy.TraceError(f".{target}() makes numbers of a tensor")
         made: Any = super().create_proxy(kind, target, args, kwargs, *rest, **named)
@@ -77,7 +83,8 @@ class ExampleTracer(fx.Tracer):
         if not torch.is_grad_enabled() and isinstance(made.value, Tensor) and made.value.is_floating_point():
             made = super().create_proxy("call_method", "detach", (made,), {})
         name = getattr(target, "__name__", str(target))
-        if name.endswith("_") and not name.endswith("__") and args and type(args[0]) is ExampleProxy:
+        changes = reshapes or (name.endswith("_") and not name.endswith("__"))
+        if changes and args and type(args[0]) is ExampleProxy:
             args[0].node = made.node
         return made
 
@@ -168,6 +175,9 @@ class ExampleTracer(fx.Tracer):
         compiled = getattr(m, "_orig_mod", None)
         if isinstance(compiled, nn.Module):
             return compiled(*args, **kwargs)
+        for one in pytree.tree_leaves((args, kwargs)):
+            if isinstance(one, ExampleProxy):
+                self.create_arg(one)  # an attribute is recorded where it is first used: before what may be forgotten
         last, stack = next(iter(reversed(self.graph.nodes))), self.module_stack.copy()
         self.modules.append(m)
         try:
@@ -256,6 +266,10 @@ class ExampleTracer(fx.Tracer):
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         count = len(cast(ExampleProxy, obj))
         return iter([self.create_proxy("call_function", operator.getitem, (obj, i), {}) for i in range(count)])
+
+
+_RESHAPING = ("unsqueeze_", "squeeze_", "transpose_", "t_", "swapaxes_", "swapdims_")
+"""Methods that change the shape of a tensor, not what it holds: recorded as those that make a view."""
 
 
 def _autocast() -> tuple[bool, ...]:

@@ -11,6 +11,8 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 
 from densify import layers
+from densify.errors import ConversionError
+from densify.graphs.fx.guards import source_line
 from densify.graphs.fx.readers.pointwise import elementwise
 from densify.graphs.fx.registry import Call, in_place, reader_of
 from densify.lattice import DenseWindow
@@ -150,9 +152,22 @@ class Writer:
     def numbers(self, node: fx.Node, source: fx.Node, est: tuple[int, ...]) -> fx.Node:
         """An argument on fragments: arithmetic on tensors takes the original's numbers, shapes count the fragments."""
         arithmetic = self.of_images(node) and reader_of(Call(node, None, ())) is elementwise
-        if source.meta.get("number") and (arithmetic or is_value(node, source)):
+        if not (source.meta.get("number") and (arithmetic or is_value(node, source))):
+            return self.fragment(source, est)
+        if not self.of_tokens(source):
             return self.space(source)
+        if source.meta["counts"]:
+            raise ConversionError(
+                f"{node.meta['owner'] or 'the model'} ({source_line(node)}): it calculates with a number of images "
+                "that is taken from a tensor of another layout than [B, C, *spatial]. Take it from the map."
+            )
         return self.fragment(source, est)
+
+    def of_tokens(self, number: fx.Node) -> bool:
+        """Whether a number is taken from the shape of a tensor that exists as fragments alone."""
+        steps = [self.plan.steps.get(one.name) for one in (number, *_ancestors(number))]
+        shapes = [step for step in steps if step is not None and isinstance(step.op, ShapeOf)]
+        return any(step.site.layout is Layout.MIXED and not step.sources[0].untouched for step in shapes)
 
     def shape(self, node: fx.Node, step: Step, est: tuple[int, ...]) -> fx.Node:
         """The original's shape of a map, where there are prod(est) times as many of them."""

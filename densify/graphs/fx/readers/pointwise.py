@@ -28,8 +28,10 @@ _MODULES = (
     "Hardshrink Softplus Softsign Softshrink Tanhshrink Threshold LogSigmoid Dropout Dropout1d Dropout2d Dropout3d "
     "AlphaDropout FeatureAlphaDropout Identity"
 )
-_ARITHMETIC = "add sub mul div true_divide maximum minimum subtract multiply divide fmax fmin"
-_OPERATORS = "add sub mul truediv iadd isub imul itruediv neg pow ipow"
+_ARITHMETIC = (
+    "add sub mul div true_divide floor_divide remainder fmod maximum minimum subtract multiply divide fmax fmin"
+)
+_OPERATORS = "add sub mul truediv floordiv mod iadd isub imul itruediv ifloordiv imod neg pow ipow"
 
 
 @reads(*everywhere(_ELEMENTWISE), *(getattr(nn, name) for name in _MODULES.split()), "contiguous", "to", "float")
