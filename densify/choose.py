@@ -9,7 +9,7 @@ import difflib
 from dataclasses import dataclass
 
 from densify.errors import UsageError
-from densify.ops import Windowed
+from densify.ops import Other, Windowed
 from densify.planning import Chosen, Network, Plan, Site, walk
 
 
@@ -75,7 +75,7 @@ def thresholds(choice: Choice, survey: Plan) -> tuple[int, ...] | None:
         if step.sources and named(step.site, choice.start)
     ]
     if not steps:
-        raise UsageError(unknown_layer(choice.start, strided_layers(survey)))
+        raise UsageError(unknown_layer(choice.start, strided_layers(survey), [survey]))
     return tuple(min(column) for column in zip(*steps, strict=True))
 
 
@@ -102,10 +102,10 @@ def check(choice: Choice, surveys: list[Plan], chosen: list[Chosen]) -> None:
     layers = [layer for survey in surveys for layer in strided_layers(survey)]
     for name in choice.layers or ():
         if not any(named(layer.site, name) for layer in layers):
-            raise UsageError(unknown_layer(name, layers))
+            raise UsageError(unknown_layer(name, layers, surveys))
     if choice.layers != () and not any(chosen):
         asked = f"start={choice.start!r}" if choice.start is not None else f"output_stride={choice.output_stride}"
-        raise UsageError(f"{asked} leaves nothing to convert. {_listing('', layers)}")
+        raise UsageError(f"{asked} leaves nothing to convert. {_listing('', layers, surveys)}")
 
 
 def named(site: Site, name: str) -> bool:
@@ -113,17 +113,23 @@ def named(site: Site, name: str) -> bool:
     return site.layer == name or site.layer.startswith(f"{name}.")
 
 
-def unknown_layer(name: str, layers: list[Strided]) -> str:
+def unknown_layer(name: str, layers: list[Strided], surveys: list[Plan]) -> str:
     """The message for a name that no strided layer has."""
-    return f"no strided layer is called {name!r}. {_listing(name, layers)}"
+    return f"no strided layer is called {name!r}. {_listing(name, layers, surveys)}"
 
 
-def _listing(name: str, layers: list[Strided]) -> str:
+def _listing(name: str, layers: list[Strided], surveys: list[Plan]) -> str:
     names = list(dict.fromkeys(layer.site.layer for layer in layers))
-    if not names:
+    sites = [step.site for survey in surveys for step in survey.steps.values()]
+    others = {site.layer: site.where for site in sites if isinstance(site.op, Other) and site.op.strided}
+    listed = ", ".join(f"{layer} ({where})" if where else layer for layer, where in others.items())
+    more = f" These have strides too, but they read no map [B, C, *spatial]: {listed}." if others else ""
+    if not names and not others:
         return "The model has no strided layer; layers=[] (--head-only) makes a classifier fully convolutional."
+    if not names:
+        return f"No strided layer can be chosen.{more}"
     near = difflib.get_close_matches(name, names, n=len(names), cutoff=0.0) if name else names
-    return f"The strided layers are: {', '.join(near)}."
+    return f"The strided layers are: {', '.join(near)}.{more}"
 
 
 def survey(network: Network) -> Plan:

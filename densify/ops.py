@@ -273,12 +273,14 @@ class Other(Op):
         layout: what its result is, see :class:`Layout`.
         fault: why it must not run on phases that are laid in the batch; "" where it may.
         mirrors: per spatial axis whether it turns the map around; () for none.
+        strided: whether it is a layer with a stride, of a tensor that is no map.
     """
 
     scales: tuple[Fraction, ...]
     layout: Layout
     fault: str = ""
     mirrors: tuple[bool, ...] = ()
+    strided: bool = False
 
 
 @dataclass(frozen=True)

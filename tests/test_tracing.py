@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import densify
-from densify.errors import ConversionError, RefusedError
+from densify.errors import ConversionError, RefusedError, UsageError
 
 REFERENCE = (2, 3, 17, 22)
 
@@ -374,10 +374,26 @@ def by_images(x: Tensor) -> Tensor:
     return (rows * rows.shape[0]).view(x.shape)
 
 
+def test_strides_over_what_is_no_map_are_listed() -> None:
+    class Clip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(3, 4, 3, 2, 1), nn.MaxPool2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.pool(self.conv(x.transpose(2, 3)))  # type: ignore[no-any-return]
+
+    words = (
+        r"No strided layer can be chosen. These .* no map \[B, C, \*spatial\]: conv \(test_tracing.py:\d+\), pool \("
+    )
+    with pytest.raises(UsageError, match=words):
+        densify.convert(Clip(), REFERENCE, output_stride=1)
+
+
 def test_what_counts_fragments_in_train_mode_has_no_form_there() -> None:
     class Model(Block):
         def __init__(self) -> None:
-            super().__init__(by_images)
+            super().__init__(lambda m, x: x)
             self.first = nn.Conv2d(3, 4, 3, 2, 1)
 
         def forward(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from densify import layers
+from densify.graphs.fx.phases import on_fragments, rephased
 from densify.graphs.fx.readers.shapes import spread
 from densify.graphs.fx.registry import Call
 from densify.graphs.fx.write import (
@@ -17,8 +18,6 @@ from densify.graphs.fx.write import (
     identity,
     item_of,
     joined,
-    on_fragments,
-    rephased,
     rows,
     windowed,
 )

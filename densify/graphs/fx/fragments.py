@@ -13,7 +13,8 @@ from typing import ClassVar
 from torch import fx
 
 from densify import layers
-from densify.graphs.fx.write import Writer, est_of, identity, joined, on_fragments, rephased, rows, shape_of, windowed
+from densify.graphs.fx.phases import on_fragments, rephased
+from densify.graphs.fx.write import Writer, est_of, identity, joined, rows, shape_of, windowed
 from densify.lattice import Lattice, densify_window
 from densify.ops import DenseWindowed, Identity, Join, Layout, Map, Op, Other, PhaseWise, Rows, Select, ShapeOf
 from densify.planning import Step

@@ -18,6 +18,7 @@ from densify.graphs.fx.probe import probe
 from densify.graphs.fx.proxies import assigned
 from densify.graphs.fx.readers.pointwise import random
 from densify.graphs.fx.readers.shapes import describes, flipped, reads_shape
+from densify.graphs.fx.readers.windows import has_stride
 from densify.graphs.fx.registry import Call, in_place, kind, reader_of
 from densify.ops import (
     Channelwise,
@@ -186,7 +187,7 @@ class _Reader:
             sizes = wide
         mirrors = flipped(call) if layout is Layout.MAP else ()
         scales = tuple(Fraction(n, max(m, 1)) for n, m in zip(sizes, wide, strict=True))
-        return Other(scales, layout, mirrors=mirrors)
+        return Other(scales, layout, mirrors=mirrors, strided=has_stride(call.module))
 
     def _like(self, call: Call) -> tuple[fx.Node, ...]:
         """The other map whose size an op is given, where it is."""

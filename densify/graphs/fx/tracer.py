@@ -18,6 +18,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from densify.errors import ConversionError
 from densify.graphs.fx.guards import check_assignments, guard, looks_at_values, source_line
 from densify.graphs.fx.proxies import ExampleProxy, instruction
+from densify.graphs.fx.readers.windows import has_stride
 from densify.graphs.fx.recording import MAKERS, SIZED, recording, whole_functions, written
 from densify.graphs.fx.registry import added
 
@@ -198,10 +199,7 @@ class ExampleTracer(fx.Tracer):
 
     def _may_be_whole(self, m: nn.Module) -> bool:
         """Whether nothing is lost where a module is one op: a stride inside could not be chosen."""
-        strides = [getattr(one, "stride", 1) for one in m.modules()]
-        return not self.is_leaf_module(m, "") and all(
-            set(one if isinstance(one, tuple) else (one,)) == {1} for one in strides
-        )
+        return not self.is_leaf_module(m, "") and not any(map(has_stride, m.modules()))
 
     def _forget(self, last: fx.Node) -> None:
         """Take back what was recorded behind a node."""

@@ -7,13 +7,13 @@ from math import prod
 from typing import Any, ClassVar
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx, nn
 
 from densify import layers
 from densify.errors import ConversionError
 from densify.graphs.fx.guards import source_line
 from densify.graphs.fx.readers.pointwise import elementwise
+from densify.graphs.fx.readers.shapes import is_value
 from densify.graphs.fx.registry import Call, in_place, reader_of
 from densify.lattice import DenseWindow
 from densify.ops import (
@@ -36,7 +36,6 @@ from densify.ops import (
     Values,
 )
 from densify.planning import Network, Plan, Step
-from densify.rules.joins import phases_to_take, widest
 
 _CONV_ARGUMENTS = "input weight bias stride padding dilation groups"
 
@@ -307,56 +306,12 @@ def _conv(writer: Writer, node: fx.Node, op: DenseWindowed, x: fx.Node) -> fx.No
     return writer.call(layers.econv, x, weight, bias, op.windows, groups)
 
 
-def on_fragments(writer: Writer, node: fx.Node, est: tuple[int, ...], read: Callable[[fx.Node], fx.Node]) -> fx.Node:
-    """A node on fragments; what was recorded as a whole may look at its batch, and sees one phase at a time."""
-    if not node.meta.get("whole"):
-        return writer.new.node_copy(node, read)
-    given = (tuple(node.args), dict(node.kwargs))
-    takes = pytree.tree_map(lambda one: isinstance(one, fx.Node) and writer.of_images(one), given)
-    args, kwargs = fx.map_arg(given, lambda one: read(one) if writer.of_images(one) else writer.fragment(one, _ONCE))
-    if node.op == "call_module":
-        module = writer.new.create_node("get_attr", str(node.target))
-        return writer.call(layers.each_phase, module, prod(est), takes, args, kwargs)
-    return writer.call(_each_phase_of(node.target), prod(est), takes, args, kwargs)
-
-
-_ONCE = (1,)  # eST of a batch of images
-
-
-def _each_phase_of(function: Any) -> Callable[..., Any]:
-    def call(phases: int, takes: Any, args: Any, kwargs: Any) -> Any:
-        return layers.each_phase(function, phases, takes, args, kwargs)
-
-    call.__name__ = call.__qualname__ = f"each_phase_of_{function.__name__}"
-    return call
-
-
-def rephased(writer: Writer, step: Step) -> dict[str, fx.Node]:
-    """The fragments of operands whose phases are not those of the result, brought into its order, by key."""
-    wide = [widest(axes) for axes in zip(*(source.axes for source in step.sources), strict=True)]
-    found = {}
-    for key, source in zip(step.site.inputs, step.sources, strict=True):
-        phases = tuple(phases_to_take(*pair) for pair in zip(source.axes, wide, strict=True))
-        if phases != tuple(tuple(range(e)) for e in est_of(source)):
-            made = writer.fragment(writer.by_name[key], est_of(source))
-            found[key] = writer.call(layers.rephase, made, est_of(source), phases)
-    return found
-
-
 def joined(writer: Writer, node: fx.Node, operands: Mapping[str, fx.Node]) -> fx.Node:
     """The join itself. A cat's dim may count from the end, where a vector has other axes here."""
     if node.target not in (torch.cat, torch.concat):
         return writer.copy(node, **operands)
     tensors = Call(node, None, ()).arguments("tensors dim")["tensors"]
     return writer.call(torch.cat, fx.map_arg(tensors, lambda source: operands[source.name]), 1)
-
-
-def is_value(node: fx.Node, source: fx.Node) -> bool:
-    """Whether a number fills the tensor that a node makes, and is no size of it."""
-    name = getattr(node.target, "__name__", node.target)
-    if name in ("full", "new_full"):
-        return source in (node.kwargs.get("fill_value"), *node.args[2 if name == "new_full" else 1 :])
-    return name in ("tensor", "as_tensor", "scalar_tensor", "new_tensor", "full_like")
 
 
 def shape_of(writer: Writer, node: fx.Node, step: Step, est: tuple[int, ...], *batch: int) -> fx.Node:

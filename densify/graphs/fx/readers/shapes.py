@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from densify.graphs.fx.registry import Call, reader_of, reads
 from densify.lattice import Window
@@ -136,3 +136,11 @@ def flipped(call: Call) -> tuple[bool, ...]:
     given = {"fliplr": [1], "flipud": [0]}.get(name) or call.value([*call.node.args[1:], *call.node.kwargs.values()])
     dims = given[0] if given and isinstance(given[0], tuple | list) else given
     return tuple(dim in [d % rank for d in dims] for dim in range(2, rank))
+
+
+def is_value(node: fx.Node, source: fx.Node) -> bool:
+    """Whether a number fills the tensor that a node makes, and is no size of it."""
+    name = getattr(node.target, "__name__", node.target)
+    if name in ("full", "new_full"):
+        return source in (node.kwargs.get("fill_value"), *node.args[2 if name == "new_full" else 1 :])
+    return name in ("tensor", "as_tensor", "scalar_tensor", "new_tensor", "full_like")

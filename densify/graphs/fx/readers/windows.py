@@ -176,3 +176,8 @@ def linear(call: Call) -> Op | None:
 @reads(nn.FractionalMaxPool2d, nn.FractionalMaxPool3d, F.fractional_max_pool2d, F.fractional_max_pool3d)
 def random_regions(call: Call) -> Op | None:
     return Unsupported("its regions are random, so there is no original to be equal to", "Use another pooling")
+
+
+def has_stride(module: nn.Module | None) -> bool:
+    """Whether a module moves by more than one sample."""
+    return any(isinstance(one, int) and one > 1 for one in _each(getattr(module, "stride", 1), 1))
