@@ -48,15 +48,16 @@ def emax_pool(x: Tensor, windows: Sequence[DenseWindow], sizes: Sequence[int] | 
     """
     layouts = _layouts(x, windows, sizes)
     # Padding is filled with -inf by hand: torch and ONNX Runtime compare their own with the undilated kernel.
-    x = _pad(x, layouts, float("-inf") if x.is_floating_point() else torch.iinfo(x.dtype).min)
+    least = float("-inf") if x.is_floating_point() else torch.iinfo(x.dtype).min
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
         # Where two samples tie, torch.maximum would send the gradient to both.
         kernel, stride = [w.kernel for w in windows], [w.move for w in windows]
-        y = _MAX_POOL[len(windows)](x, kernel, stride, 0, [w.spacing for w in windows])
+        padded = _pad(x, layouts, least)
+        y = _MAX_POOL[len(windows)](padded, kernel, stride, 0, [w.spacing for w in windows])
     else:
         y = x
-        for axis, window in enumerate(windows):
-            y = _shifted_maximum(y, 2 + axis, window)
+        for axis, window in enumerate(windows):  # padded one by one: together, margins of eST samples take much memory
+            y = _shifted_maximum(_pad(y, layouts[axis : axis + 1], least, len(windows) - 1 - axis), 2 + axis, window)
     y = _far_side(y, layouts)
     # With kernels of size 1 this may still be the input, which an op behind may change in place.
     return y.clone() if all(w.kernel == 1 for w in windows) else y
@@ -170,8 +171,9 @@ def _layouts(x: Tensor, windows: Sequence[DenseWindow], sizes: Sequence[int] | N
     ]
 
 
-def _pad(x: Tensor, layouts: Sequence[Layout], value: float) -> Tensor:
-    amounts = [side for at in reversed(layouts) for side in (at.low, at.high)]
+def _pad(x: Tensor, layouts: Sequence[Layout], value: float, behind: int = 0) -> Tensor:
+    """Padding of some axes; `behind` counts those after them that get none."""
+    amounts = [0, 0] * behind + [side for at in reversed(layouts) for side in (at.low, at.high)]
     if all(isinstance(amount, int) and amount == 0 for amount in amounts):
         return x
     return F.pad(x, amounts, value=value)
