@@ -246,3 +246,12 @@ def test_an_output_of_mixed_axes_is_refused() -> None:
     model = nn.Sequential(nn.MaxPool2d(2), Call(lambda x: x.permute(0, 2, 3, 1)))
     with pytest.raises(RefusedError, match="whose spatial axes are not those of a map"):
         densify.convert(model, (1, 3, 20, 28), start="0")
+
+
+def test_cropping_more_than_a_padding_leaves_is_refused() -> None:
+    """One sample of the original, cropped and padded again: of its phases, "valid" has the first alone."""
+    model = seeded(nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), Call(lambda x: F.pad(x, (1, -1))), nn.Conv2d(4, 4, 1)))
+    with pytest.raises(RefusedError, match='crops 1 samples, of whose phases padding="valid" leaves 1'):
+        densify.convert(model, (1, 3, 9, 3), output_stride=1, padding="valid")
+    dense = densify.convert(model, (1, 3, 9, 3), output_stride=1)
+    assert densify.verify(model, dense, images(9, 3))

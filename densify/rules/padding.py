@@ -45,6 +45,10 @@ def _padded(axis: Axis, low: int, high: int, mode: str) -> Axis:
         for phase in range(est)
     )
     dense = axis.dense + est * (low + high)
+    if axis.dense + est * (min(low, 0) + min(high, 0)) < 0:
+        raise Refused(
+            f'it crops {axis.size} samples, of whose phases padding="valid" leaves {axis.dense}', 'Use padding="full"'
+        )
     field = axis.field
     if field is not None:
         field = Field(field.first - low * axis.step, field.last - low * axis.step)
