@@ -63,8 +63,8 @@ def each_phase(op: Callable[..., Any], phases: int, takes: Any, args: Sequence[A
         nonlocal images
         if not take:
             return one
-        images = pytree.tree_leaves(one)[0].shape[0] // phases
-        return pytree.tree_map(lambda tensor: tensor[phase::phases], one)
+        images = next(leaf.shape[0] for leaf in pytree.tree_leaves(one) if isinstance(leaf, Tensor)) // phases
+        return pytree.tree_map(lambda leaf: leaf[phase::phases] if isinstance(leaf, Tensor) else leaf, one)
 
     def joined(*parts: Any) -> Any:
         if not isinstance(parts[0], Tensor):

@@ -51,6 +51,11 @@ def _binned(axis: Axis, size: int, padding: str) -> Axis:
 @rule(Flatten)
 def flatten(op: Flatten, source: Map, *, padding: str) -> Rewrite:
     """The map stays a map; the next Linear layer reads the whole window at every position."""
+    if any(axis.mirrored and axis.size > 1 for axis in source.axes):
+        raise Refused(
+            "it takes in a map that was flipped, whose windows come in the other order on a larger image",
+            "Flip the image in front of the network instead",
+        )
     if source.collapsed:
         return Rewrite(Identity(), source)
     window = op.window or tuple(1 if source.pooled else axis.size for axis in source.axes)

@@ -20,7 +20,7 @@ def window(op: Windowed, source: Map, *, padding: str) -> Rewrite:
                 f"a window of {one.span + 1} samples does not fit into a map of {axis.size} samples",
                 "Give a larger example",
             )
-        if remove and one.stride > 1 and axis.mirrored:
+        if one.stride > 1 and axis.mirrored and (remove or axis.lattice.stride > 1):
             raise Refused(
                 "it strides over a map that was flipped, so that its phases would be shifts of the image the other way",
                 "Flip the image in front of the network instead",

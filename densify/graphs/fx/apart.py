@@ -40,9 +40,11 @@ def check(network: Network, graph: fx.Graph, model: nn.Module, batch: int) -> Ne
     if not open_ops or any(tensor.is_meta for tensor in tensors):
         return network
     with evaluating(model), torch.random.fork_rng(devices=[]):
-        faults = _Pair(network, graph, model, _BATCHES).faults()
+        faults: dict[str, str] = {}
+        for signed in (False, True):  # a mask may be of the sign; a root is of the positive alone
+            faults |= _Pair(network, graph, model, _BATCHES, signed=signed).faults()
         if any(fault == _FIXED for fault in faults.values()):
-            runs = _Pair(network, graph, model, (range(batch), range(batch))).runs()
+            runs = _Pair(network, graph, model, (range(batch), range(batch)), signed=False).runs()
             faults = {key: fault for key, fault in faults.items() if fault != _FIXED or key in runs}
     marked = {key: replace(network.sites[key], op=_marked(network.sites[key], fault)) for key, fault in faults.items()}
     return replace(network, sites={**network.sites, **marked})
@@ -62,7 +64,10 @@ def _marked(site: Site, fault: str) -> Other | Rows:
 class _Pair:
     """Two runs of a graph's open ops on random numbers; `batches` says which images each has, by number."""
 
-    def __init__(self, network: Network, graph: fx.Graph, model: nn.Module, batches: tuple[Sequence[int], ...]) -> None:
+    def __init__(
+        self, network: Network, graph: fx.Graph, model: nn.Module, batches: tuple[Sequence[int], ...], *, signed: bool
+    ) -> None:
+        self.signed = signed
         self.network, self.graph, self.batches = network, graph, [list(batch) for batch in batches]
         self.places = {key: place for place, key in enumerate(network.sites)}
         self.device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
@@ -134,13 +139,15 @@ class _Pair:
         return self._fresh(node, run) if node.name in self.places else node.meta["value"]
 
     def _fresh(self, node: fx.Node, run: int) -> Any:
-        """Positive random numbers of the node's shape; those of one batch alone are smaller or larger."""
+        """Random numbers of the node's shape; those of one batch alone are smaller or larger."""
         generator = torch.Generator().manual_seed(self.places[node.name])
         images = self.batches[run]
 
         def one(like: Tensor) -> Tensor:
             made = 0.5 + torch.rand(1 + max(max(batch) for batch in self.batches), *like.shape[1:], generator=generator)
             made[3:4], made[5:] = made[3:4] / 10, made[5:] * 3
+            if self.signed:
+                made *= torch.rand(made.shape, generator=generator).sub(0.4).sign()
             return made[images].to(self.device, like.dtype)
 
         value = node.meta["value"]

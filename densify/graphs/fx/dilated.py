@@ -69,6 +69,7 @@ def _pad(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
         given = Call(node, None, ()).arguments("input pad mode value", value=None)
         amounts, value = given["pad"], given["value"]
     scaled = [_scaled(writer, amount, est[-1 - i // 2]) for i, amount in enumerate(amounts)]
+    value = fx.map_arg(value, writer.space)
     return writer.call(F.pad, writer.space(writer.by_name[step.site.inputs[0]]), scaled, "constant", value)
 
 

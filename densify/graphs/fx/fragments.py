@@ -10,13 +10,27 @@ from __future__ import annotations
 from math import prod
 from typing import ClassVar
 
+import torch
 from torch import fx
 
 from densify import layers
 from densify.graphs.fx.phases import on_fragments, rephased
 from densify.graphs.fx.write import Writer, est_of, identity, joined, rows, shape_of, windowed
 from densify.lattice import Lattice, densify_window
-from densify.ops import DenseWindowed, Identity, Join, Layout, Map, Op, Other, PhaseWise, Rows, Select, ShapeOf
+from densify.ops import (
+    Channelwise,
+    DenseWindowed,
+    Identity,
+    Join,
+    Layout,
+    Map,
+    Op,
+    Other,
+    PhaseWise,
+    Rows,
+    Select,
+    ShapeOf,
+)
 from densify.planning import Step
 
 
@@ -93,10 +107,13 @@ class FragmentWriter(Writer):
     }
 
     def argument(self, node: fx.Node, source: fx.Node) -> fx.Node:
-        """What follows from shapes alone is told how many fragments there are."""
+        """What follows from shapes alone is told how many fragments there are; a factor of an image is one of all its
+        fragments."""
         step = self.plan.steps.get(node.name)
         if step is None or not step.sources or source.name in step.site.inputs:
             return self.space(source)
+        if isinstance(step.op, Channelwise | Join) and source.meta["counts"] and source.meta["tensor"]:
+            return self.call(torch.repeat_interleave, self.space(source), prod(est_of(step.sources[0])), 0)
         return self.numbers(node, source, est_of(step.sources[0]))
 
     def into_fragments(self, node: fx.Node, one: Map) -> fx.Node:

@@ -93,7 +93,7 @@ def _sizes(graph: fx.Graph, root: nn.Module, source: fx.Node, node: fx.Node) -> 
     step = max(round(n / max(m, 1)) for n, m in zip(shape[2:], source.meta["value"].shape[2:], strict=True))
     grown = [[size * 4 if dim == axis else size for dim, size in enumerate(shape)] for axis in range(2, len(shape))]
     more = [[*shape[:2], *(n + d for n in shape[2:])] for d in sorted({1, 2, 3, step, 2 * step, 3 * step})]
-    for image in (*grown, *more):
+    for image in ([2 * shape[0] + 1, *shape[1:]], *grown, *more):
         values = run_at(graph, root, image, node)
         if node in values:
             yield values

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from densify.graphs.fx.guards import guard
 
@@ -27,8 +27,16 @@ def probe(graph: fx.Graph, root: nn.Module) -> list[dict[str, Any]]:
     for axis in (0, *range(2, len(shape))):
         longer = [size * (4 if dim else 2) if dim == axis else size for dim, size in enumerate(shape)]
         values = run_at(graph, root, longer)
-        found.append({node.name: getattr(value, "shape", value) for node, value in values.items()})
+        found.append({node.name: seen(value) for node, value in values.items()})
     return found
+
+
+def seen(value: Any) -> Any:
+    """What is compared between sizes: the shape of a tensor, a number, a shape; nothing of anything else."""
+    if isinstance(value, Tensor):
+        return value.shape
+    numbers = isinstance(value, tuple | list) and all(isinstance(one, int) for one in value)
+    return value if numbers or isinstance(value, int | float) else None
 
 
 def image_of(graph: fx.Graph) -> fx.Node:

@@ -108,16 +108,29 @@ class ExampleProxy(fx.Proxy):
         """Its name, whatever the format: a text that is made of the example's sizes must not decide anything."""
         return repr(self)
 
+    def __eq__(self, other: object) -> Any:
+        """Recorded; behind a trace, a proxy that a program kept in a cache equals nothing."""
+        return self is other if self.tracer.done else self._call(operator.eq, other)
+
     def __hash__(self) -> int:
-        """That of a number, which is looked up in sets and dicts by its value; of anything else its identity."""
-        if isinstance(self.value, int | float):
-            return hash(self.tracer.decide(self, type(self.value)))
-        return id(self)
+        """That of what is looked up in sets and dicts by its value, guarded; of anything else its identity."""
+        value = self.value
+        if self.tracer.done or isinstance(value, Tensor):
+            return id(self)
+        if isinstance(value, int | float):
+            return hash(self.tracer.decide(self, type(value)))
+        if isinstance(value, tuple):
+            return hash(tuple(self))
+        return hash(value) if isinstance(value, torch.dtype | torch.device | str) else id(self)
 
 
 def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[ExampleProxy, Any], Any]:
     def method(self: ExampleProxy, other: Any) -> Any:
-        return self._call(function, other)
+        made = self._call(function, other)
+        if not isinstance(self.value, Tensor):
+            return made
+        self.node = made.node  # under its other names too
+        return self
 
     return method
 

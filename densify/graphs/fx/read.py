@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from densify.errors import ConversionError
 from densify.graphs.fx.guards import guard, source_line
 from densify.graphs.fx.moves import moves
-from densify.graphs.fx.probe import probe
+from densify.graphs.fx.probe import probe, seen
 from densify.graphs.fx.proxies import assigned
 from densify.graphs.fx.readers.pointwise import random
 from densify.graphs.fx.readers.shapes import describes, flipped, reads_shape
@@ -52,7 +52,8 @@ def network(graph: fx.Graph, root: nn.Module, *, training: bool, names: Names | 
     for node in graph.nodes:
         value = node.meta.get("value")
         node.meta["number"] = isinstance(value, int | float)
-        node.meta["counts"] = node.meta["number"] and reader.batches.get(node.name, value) != value
+        node.meta["tensor"] = isinstance(value, Tensor)
+        node.meta["counts"] = reader.batches.get(node.name, seen(value)) != seen(value)  # images, in shape or number
     for node, views, rereads in _rereads(graph, root):
         if node.name in reader.sites:
             reader.sites[node.name] = replace(reader.sites[node.name], views=views, rereads=rereads)
@@ -163,6 +164,12 @@ class _Reader:
             )
         if not (_tensors(call.result) or reads_shape(call)):
             return Values()
+        if call.node.meta.get("whole") and any(
+            made.dim() == 0 or len(made) % self.batch for made in _tensors(call.result)
+        ):
+            return Unsupported(
+                "it cannot be looked into, and returns a tensor that has no axis of images", "Return maps or vectors"
+            )
         reader = reader_of(call)
         layouts = {self.layouts[node] for node in call.maps}
         before = call.maps[0]
@@ -170,7 +177,7 @@ class _Reader:
         maps = Layout.MIXED not in layouts and not pieces and self._follows_batch(call.node)
         known = reads_shape(call) or (reader is not None and maps)
         op = reader(call) if known and reader is not None else None
-        counts = any(self._counts_images(node) for node in call.node.all_input_nodes)
+        counts = layouts == {Layout.VECTOR} and any(map(self._counts_images, call.node.all_input_nodes))
         if counts or (isinstance(op, Unflatten) and call.result.dim() != 2 + len(self.sizes[before])):
             op = None
         torn = isinstance(op, Channelwise) and layouts == {Layout.VECTOR} and not isinstance(call.result, Tensor)

@@ -45,7 +45,13 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
                     f"{'.'.join(filter(None, (name, attribute)))} is a tensor with the history of its gradient, which "
                     f"cannot be copied. Remove it first ({remedy}), or set it to None."
                 )
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0]
+        raise ConversionError(
+            f"this model cannot be copied: {reason} Remove what it keeps of earlier runs, such as lists of features."
+        ) from error
 
 
 def on_meta(model: nn.Module) -> nn.Module:

@@ -6,7 +6,6 @@ import inspect
 import operator
 import sys
 from collections.abc import Callable, Iterator
-from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -41,7 +40,7 @@ class ExampleTracer(fx.Tracer):
         self._autowrap_search += [torch, *(m for f in functions if (m := inspect.getmodule(f)) is not None)]
         self.record_stack_traces = True
         self.example, self.device = example, device
-        self.running = False
+        self.running = self.done = False
         self.modules: list[nn.Module] = []
         self.names: dict[int, str] = {}
         self.parameters: dict[str, Any] = {}
@@ -49,8 +48,11 @@ class ExampleTracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         self.names = {id(t): name for name, t in [*root.named_parameters(), *root.named_buffers()]}
-        with recording(self, root):
-            graph = super().trace(root, concrete_args)
+        try:
+            with recording(self, root):
+                graph = super().trace(root, concrete_args)
+        finally:
+            self.done = True
         for node in graph.nodes:
             # A written program would ask torch.fx to wrap its own functions, and must not.
             if node.meta.pop("is_wrapped", False) and node.target not in self.known:
@@ -72,8 +74,8 @@ class ExampleTracer(fx.Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
         if kind == "placeholder" and target.startswith("*"):
-            return MappingProxyType({}) if target.startswith("**") else range(0)  # empty, and no trees to torch.fx
-        reshapes = target in _RESHAPING
+            return _NoOptions() if target.startswith("**") else _NoArguments()
+        reshapes = kind == "call_method" and target in _RESHAPING
         if reshapes:
             target = target[:-1]
         if target in ("item", "tolist", "numpy") and any(map(self._may_be_whole, self.modules)):
@@ -84,9 +86,10 @@ class ExampleTracer(fx.Tracer):
         if not torch.is_grad_enabled() and isinstance(made.value, Tensor) and made.value.is_floating_point():
             made = super().create_proxy("call_method", "detach", (made,), {})
         name = getattr(target, "__name__", str(target))
-        changes = reshapes or (name.endswith("_") and not name.endswith("__"))
+        changes = reshapes or (kind != "call_module" and name.endswith("_") and not name.endswith("__"))
         if changes and args and type(args[0]) is ExampleProxy:
             args[0].node = made.node
+            return args[0]
         return made
 
     def create_node(
@@ -264,6 +267,14 @@ class ExampleTracer(fx.Tracer):
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         count = len(cast(ExampleProxy, obj))
         return iter([self.create_proxy("call_function", operator.getitem, (obj, i), {}) for i in range(count)])
+
+
+class _NoOptions(dict[str, Any]):
+    """What is given for **kwargs: nothing, and no tree to torch.fx, as a dict would be."""
+
+
+class _NoArguments(tuple[Any, ...]):
+    """What is given for *args."""
 
 
 _RESHAPING = ("unsqueeze_", "squeeze_", "transpose_", "t_", "swapaxes_", "swapdims_")

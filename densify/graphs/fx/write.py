@@ -104,6 +104,13 @@ class Writer:
 
     def space(self, node: fx.Node) -> fx.Node:
         """A tensor in the form in which the dense network has it."""
+        if node not in self.env and not self.of_images(node):
+            if node.meta["counts"]:
+                raise ConversionError(
+                    f"{node.meta['owner'] or 'the model'} ({source_line(node)}): it calculates with a number of images "
+                    "that is taken from a tensor of another layout than [B, C, *spatial]. Take it from the map."
+                )
+            self.env[node] = self.fragment(node, self.est_around(node))
         if node not in self.env:
             made, one = self.fragments[node], self.plan.steps[node.name].map
             # Without phases, a tensor of any layout is its own only fragment.
@@ -123,7 +130,8 @@ class Writer:
             return self.fragments[node]
         number = step is not None and (isinstance(step.op, Values) or step.op == ShapeOf(total=True))
         sized = step is not None or any(source.name in self.plan.steps for source in _ancestors(node))
-        if node in self.env and (number or not sized or set(est) == {1}):
+        fixed = step is None and node.meta["tensor"] and not node.meta["counts"]  # a tensor of one shape
+        if node in self.env and (number or fixed or not sized or set(est) == {1}):
             return self.env[node]
         if (node, est) not in self.sized:
             if step is not None and step.site.layout is not Layout.MIXED:
@@ -151,22 +159,9 @@ class Writer:
     def numbers(self, node: fx.Node, source: fx.Node, est: tuple[int, ...]) -> fx.Node:
         """An argument on fragments: arithmetic on tensors takes the original's numbers, shapes count the fragments."""
         arithmetic = self.of_images(node) and reader_of(Call(node, None, ())) is elementwise
-        if not (source.meta.get("number") and (arithmetic or is_value(node, source))):
-            return self.fragment(source, est)
-        if not self.of_tokens(source):
+        if source.meta.get("number") and (arithmetic or is_value(node, source)):
             return self.space(source)
-        if source.meta["counts"]:
-            raise ConversionError(
-                f"{node.meta['owner'] or 'the model'} ({source_line(node)}): it calculates with a number of images "
-                "that is taken from a tensor of another layout than [B, C, *spatial]. Take it from the map."
-            )
         return self.fragment(source, est)
-
-    def of_tokens(self, number: fx.Node) -> bool:
-        """Whether a number is taken from the shape of a tensor that exists as fragments alone."""
-        steps = [self.plan.steps.get(one.name) for one in (number, *_ancestors(number))]
-        shapes = [step for step in steps if step is not None and isinstance(step.op, ShapeOf)]
-        return any(step.site.layout is Layout.MIXED and not step.sources[0].untouched for step in shapes)
 
     def shape(self, node: fx.Node, step: Step, est: tuple[int, ...]) -> fx.Node:
         """The original's shape of a map, where there are prod(est) times as many of them."""

@@ -29,9 +29,10 @@ _MODULES = (
     "AlphaDropout FeatureAlphaDropout Identity"
 )
 _ARITHMETIC = (
-    "add sub mul div true_divide floor_divide remainder fmod maximum minimum subtract multiply divide fmax fmin"
+    "add sub mul div true_divide floor_divide remainder fmod maximum minimum subtract multiply divide fmax fmin "
+    "gt ge lt le eq ne logical_and logical_or logical_not"
 )
-_OPERATORS = "add sub mul truediv floordiv mod iadd isub imul itruediv ifloordiv imod neg pow ipow"
+_OPERATORS = "add sub mul truediv floordiv mod iadd isub imul itruediv ifloordiv imod neg pow ipow gt ge lt le eq ne"
 
 
 @reads(*everywhere(_ELEMENTWISE), *(getattr(nn, name) for name in _MODULES.split()), "contiguous", "to", "float")
