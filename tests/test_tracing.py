@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import math
 import pickle
@@ -52,6 +53,7 @@ class Block(nn.Module):
         self.levels = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
         self.listed = [torch.tensor([3.0, 1.0, 0.0, 2.0], dtype=torch.float64)]
         self.conv, self.wide = nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(6, 4, 1)
+        self.relu_ = nn.ReLU()
         self.embedding = nn.Parameter(torch.zeros(1, 4, 9, 11))
 
     def forward(self, x: Tensor) -> Any:
@@ -111,6 +113,18 @@ def several(m: Block, x: Tensor) -> Tensor:
     return sum([made["first"][0], *made["first"][1]]).reshape(batch, height, width, -1).permute(0, 3, 1, 2)  # type: ignore[union-attr]
 
 
+def transposed(x: Tensor) -> Tensor:
+    alias = x
+    x.transpose_(2, 3).transpose_(2, 3).unsqueeze_(0).squeeze_(0)
+    return alias.cumsum(3) + x
+
+
+@functools.lru_cache
+def position(height: int, width: int) -> Tensor:
+    made: Tensor = torch.arange(height, dtype=torch.float64)[:, None] * torch.ones(width, dtype=torch.float64)
+    return made
+
+
 def tokens(x: Tensor) -> Tensor:
     rows = x.flatten(2).transpose(1, 2)
     rows = rows * rows.size(-1) / rows.shape[2] ** 0.5 + rows.shape[1] * rows.cumsum(1)
@@ -129,10 +143,11 @@ def powers(x: Tensor) -> Tensor:
 class Given(nn.Module):
     """Looks at values, and is given numbers, a shape and tensors beside the map."""
 
-    def forward(self, x: Tensor, scale: Tensor, count: int, shape: torch.Size) -> Tensor:
-        if x.sum() > 1e30:
+    def forward(self, x: Tensor, scale: Tensor, count: int, shape: torch.Size, pair: Any) -> Tensor:
+        if x.sum() > 1e30 or pair[1] is not None:
             return x
-        return x * scale + count + torch.ones(shape, dtype=x.dtype).cumsum(0)
+        made: Tensor = x * scale + count + pair[0] + torch.ones(shape, dtype=x.dtype).cumsum(0)
+        return made
 
 
 class Surrounded(nn.Module):
@@ -145,7 +160,7 @@ class Surrounded(nn.Module):
     def forward(self, x: Tensor, **options: Any) -> Tensor:
         if options.get("plain"):
             return x
-        return self.given(x, self.scale, x.shape[0], x.shape)  # type: ignore[no-any-return]
+        return self.given(x, self.scale, x.shape[0], x.shape, (x, None))  # type: ignore[no-any-return]
 
 
 class Numbers(nn.Module):
@@ -190,6 +205,14 @@ BLOCKS: dict[str, Callable[[Block, Tensor], Any]] = {
     "scaled by a size of tokens": lambda m, x: tokens(x),
     "the batch as a number": lambda m, x: x + x.new_tensor([x.shape[0]]) - torch.full((1, 1), x.shape[0]).to(x) * x,
     "shapes in place": lambda m, x: (y := m.conv(x).unsqueeze_(1)).sum(1) + y.squeeze_(1).transpose_(2, 3).mT,
+    "shapes in place, twice": lambda m, x: transposed(m.conv(x)),
+    "named like methods": lambda m, x: (y := m.relu_(x)) + x * y,
+    "a size of tokens beside a map": lambda m, x: (t := x.flatten(2).cumsum(2)).view(x.shape) + m.conv(x) * t.shape[2],
+    "numbers of images": lambda m, x: (
+        x * torch.linspace(0, x.shape[0], 4).to(x).view(1, 4, 1, 1) + m.levels.view(1, 4, 1, 1) * x.shape[0]
+    ),
+    "types looked up": lambda m, x: x * 2 if x.dtype in {torch.float64} and x.shape[1:2] in {(4,)} else -x,
+    "masks": lambda m, x: torch.where((x > x.shape[0]) & (x.flip(3) >= 0), x, x.shape[1] * x),
     "looked up": lambda m, x: x * {4: 2}.get(x.shape[1], 3) if x.shape[1] in {4, 5} and 4 in x.shape else -x,
     "operators in place": lambda m, x: powers(m.conv(x)),
     "batch in a view": lambda m, x: x.flatten(2).cumsum(2).view(x.shape[0], 4, x.shape[2], x.shape[3]),
@@ -372,6 +395,34 @@ def larger(x: Tensor) -> Tensor:
 def by_images(x: Tensor) -> Tensor:
     rows = x.flatten(2).cumsum(2)
     return (rows * rows.shape[0]).view(x.shape)
+
+
+def test_a_cache_of_the_model_is_not_poisoned() -> None:
+    model = around(Block(lambda m, x: x + position(x.shape[2], x.shape[3])))
+    for _ in range(2):
+        dense = densify.convert(model, REFERENCE, output_stride=1)
+        assert densify.verify(model, dense, images(17, 22))
+    dense.train()(images(17, 22))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: one draw per image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(0.5)
+
+
+@pytest.mark.parametrize(("padding", "form"), [("full", "dilated"), ("full", "fragments"), ("valid", "dilated")])
+def test_all_phases_of_an_image_take_the_same_draw(padding: str, form: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2), DropPath()).double()
+    dense = densify.convert(model, REFERENCE, output_stride=1, padding=padding, form=form).train()
+    with torch.no_grad():
+        made = dense(images(17, 22, batch=16)).flatten(1)
+    alive = made != 0
+    assert (alive.all(1) | ~alive.any(1)).all()
+    assert 0 < int(alive.all(1).sum()) < 16
 
 
 def test_strides_over_what_is_no_map_are_listed() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small import images, seeded
-from test_phase_wise import BLOCKS, phases
+from test_phase_wise import BLOCKS, Call, phases
 from torch import Tensor, nn
 
 import densify
@@ -253,9 +253,17 @@ class Mirrored(nn.Module):
 
 def test_strides_over_a_mirrored_map_are_refused() -> None:
     """Law 3 is of shifts of the image: those of its mirror image go the other way."""
-    with pytest.raises(RefusedError, match="pool .*: it strides over a map that was flipped"):
-        densify.convert(seeded(Mirrored(back=False)), (1, 3, 33, 41), output_stride=1)
-    for back in (False, True):
-        model = seeded(Mirrored(back=back))
-        dense = densify.convert(model, (1, 3, 33, 41), **({"output_stride": 1} if back else {"layers": ["conv"]}))
+    for layers in (["conv", "pool"], ["conv"]):
+        with pytest.raises(RefusedError, match="pool .*: it strides over a map that was flipped"):
+            densify.convert(seeded(Mirrored(back=False)), (1, 3, 33, 41), layers=layers)
+    model = seeded(Mirrored(back=True))
+    for layers in (["conv", "pool"], ["conv"]):
+        dense = densify.convert(model, (1, 3, 33, 41), layers=layers)
         assert densify.verify(model, dense, [images(33, 41), images(26, 38)])
+
+
+def test_windows_of_a_mirrored_map_are_refused() -> None:
+    turned = Call(lambda x: x.flip(3))
+    model = seeded(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), turned, nn.Flatten(), nn.Linear(4 * 8 * 10, 5)))
+    with pytest.raises(RefusedError, match="takes in a map that was flipped"):
+        densify.convert(model, (1, 3, 16, 20), output_stride=1)

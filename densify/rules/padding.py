@@ -13,6 +13,12 @@ from densify.rules.registry import Refused, Rewrite, rule
 def pad(op: Pad, source: Map, *, padding: str) -> Rewrite:
     """Constants are padded e times as wide; reflections and the like phase by phase: every phase has its own edge."""
     _check(source, padding)
+    for axis, (low, high) in zip(source.axes, op.sides, strict=True):
+        if padding == "valid" and axis.dense + axis.lattice.stride * (min(low, 0) + min(high, 0)) < 0:
+            raise Refused(
+                f'it crops {axis.size} samples, of whose phases padding="valid" leaves {axis.dense}',
+                'Use padding="full"',
+            )
     axes = tuple(_padded(axis, *sides, op.mode) for axis, sides in zip(source.axes, op.sides, strict=True))
     if op.mode == "constant":
         return Rewrite(op, source.with_axes(axes))
@@ -45,10 +51,6 @@ def _padded(axis: Axis, low: int, high: int, mode: str) -> Axis:
         for phase in range(est)
     )
     dense = axis.dense + est * (low + high)
-    if axis.dense + est * (min(low, 0) + min(high, 0)) < 0:
-        raise Refused(
-            f'it crops {axis.size} samples, of whose phases padding="valid" leaves {axis.dense}', 'Use padding="full"'
-        )
     field = axis.field
     if field is not None:
         field = Field(field.first - low * axis.step, field.last - low * axis.step)

@@ -106,10 +106,7 @@ class Writer:
         """A tensor in the form in which the dense network has it."""
         if node not in self.env and not self.of_images(node):
             if node.meta["counts"]:
-                raise ConversionError(
-                    f"{node.meta['owner'] or 'the model'} ({source_line(node)}): it calculates with a number of images "
-                    "that is taken from a tensor of another layout than [B, C, *spatial]. Take it from the map."
-                )
+                raise _counted(node)
             self.env[node] = self.fragment(node, self.est_around(node))
         if node not in self.env:
             made, one = self.fragments[node], self.plan.steps[node.name].map
@@ -159,9 +156,17 @@ class Writer:
     def numbers(self, node: fx.Node, source: fx.Node, est: tuple[int, ...]) -> fx.Node:
         """An argument on fragments: arithmetic on tensors takes the original's numbers, shapes count the fragments."""
         arithmetic = self.of_images(node) and reader_of(Call(node, None, ())) is elementwise
-        if source.meta.get("number") and (arithmetic or is_value(node, source)):
-            return self.space(source)
-        return self.fragment(source, est)
+        if not (source.meta.get("number") and (arithmetic or is_value(node, source))):
+            return self.fragment(source, est)
+        if source.meta["counts"] and self.of_tokens(source):
+            raise _counted(node)
+        return self.space(source)
+
+    def of_tokens(self, number: fx.Node) -> bool:
+        """Whether a number is taken from the shape of a tensor that exists as fragments alone."""
+        steps = [self.plan.steps.get(one.name) for one in (number, *_ancestors(number))]
+        shapes = [step for step in steps if step is not None and isinstance(step.op, ShapeOf)]
+        return any(step.site.layout is Layout.MIXED and not step.sources[0].untouched for step in shapes)
 
     def shape(self, node: fx.Node, step: Step, est: tuple[int, ...]) -> fx.Node:
         """The original's shape of a map, where there are prod(est) times as many of them."""
@@ -211,6 +216,13 @@ class Writer:
             return made
 
         self.new.output(fx.map_arg(node.args[0], place))
+
+
+def _counted(node: fx.Node) -> ConversionError:
+    return ConversionError(
+        f"{node.meta['owner'] or 'the model'} ({source_line(node)}): it calculates with a number of images that is "
+        "taken from a tensor of another layout than [B, C, *spatial]. Take it from the map."
+    )
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
