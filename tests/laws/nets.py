@@ -56,7 +56,7 @@ def _attempt(rng: random.Random, dimensions: int, plain: bool) -> RandomNet | No
                 outputs.append(x)
         outputs.append(build.head(x, _sizes(build.net, x)))
         integer_weights(build.net, rng)
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError, IndexError):
         return None  # a window does not fit
     if len(outputs) > 1:
         build.net.kinds.add("several outputs")
@@ -126,7 +126,7 @@ def other_shape(net: RandomNet, seed: int) -> tuple[int, ...]:
         try:
             with torch.no_grad():
                 made = original(net, inputs(shape), net.window) if net.window else net(inputs(shape))
-        except (RuntimeError, ValueError):
+        except (RuntimeError, ValueError, IndexError):
             continue  # a window does not fit
         if all(one.numel() and one.isfinite().all() for _, one in named(made, Tensor)):  # no mean of nothing
             return shape
