@@ -48,6 +48,8 @@ MIXING: dict[str, Program] = {
     "one by one": lambda x: one_by_one(x),
     "the last alone": lambda x: torch.cat([x[:-1], x[-1:] * 2]),
     "numbered, in an einsum": lambda x: torch.einsum("bchw,b->bchw", x, torch.arange(1.0, x.shape[0] + 1).to(x)),
+    "padded with their number": lambda x: F.pad(x, (1, 1, 1, 1), value=x.shape[0]),
+    "normalised by their number": lambda x: F.local_response_norm(x, 3, k=x.shape[0]),
     "a mask flipped": lambda x: torch.where((x > 0.7).flip(0), x, -x),
     "counted": lambda x: x + torch.full_like(x, x.shape[0]),
     "first image": lambda x: x + x[0],

@@ -113,6 +113,9 @@ def test_len_of_a_batch_is_that_of_the_input() -> None:
     [
         (lambda m, x: (y := m.c1(x)) / y.numel(), "number of elements"),
         (lambda m, x: F.max_pool2d(y := m.c1(x), (y.shape[2] // 2, 2)), "computed from the map's size"),
+        (lambda m, x: F.conv2d(y := m.c1(x), m.c2.weight, padding=y.shape[2] // 5), "computed from the map's size"),
+        (lambda m, x: F.avg_pool2d(y := m.c1(x), 2, divisor_override=y.shape[2]), "computed from the map's size"),
+        (lambda m, x: F.lp_pool2d(y := m.c1(x), y.shape[3] // 5, 2), "computed from the map's size"),
         (lambda m, x: m.c1(x)[:, 0], "spatial axes are not those of a map"),
     ],
 )

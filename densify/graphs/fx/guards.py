@@ -1,13 +1,16 @@
-"""What a program decides while it is recorded: conditions become guards, each with its source line."""
+"""What a program decides while it is recorded, as guards with their source lines; and what it changes in place."""
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from densify.errors import ConversionError
 from densify.graphs.fx.proxies import assigned
+from densify.graphs.fx.registry import in_place
 
 OWN = ("/torch/", "/densify/graphs/", "\\torch\\", "\\densify\\graphs\\", "<eval")
 
@@ -81,3 +84,31 @@ def check_assignments(graph: fx.Graph) -> None:
                     f"{source_line(node)}: an assignment to a part of a tensor, of which another name or view is used "
                     "behind it, or which belongs to the model. Assign to a copy (.clone())"
                 )
+
+
+def rereads(graph: fx.Graph, root: nn.Module) -> Iterable[tuple[fx.Node, tuple[str, ...], tuple[str, ...]]]:
+    """The nodes that change a tensor which is read again, the tensor's other views up to there, and who reads later."""
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if not (in_place(node, root) and node.args and isinstance(node.args[0], fx.Node)):
+            continue
+        changed = _storage(node.args[0])
+        views = [n for n in order if order[n] < order[node] and changed is not None and _storage(n) == changed]
+        later = [user for view in views for user in view.users if order[user] > order[node]]
+        later = [user for user in later if not _writes_back(user, node)]
+        if later:
+            yield node, tuple(n.name for n in views[1:]), tuple(n.name for n in later)
+
+
+def _writes_back(user: fx.Node, node: fx.Node) -> bool:
+    """Whether a change of a part is assigned to that part, as ``x[i] += y`` does; the part is then seen in any case."""
+    part = node.args[0]
+    return (
+        user.target is assigned and isinstance(part, fx.Node) and part.target is operator.getitem
+        and user.args == (part.args[0], part.args[1], node)
+    )  # fmt: skip
+
+
+def _storage(node: fx.Node) -> int | None:
+    value = node.meta.get("value")
+    return value.untyped_storage()._cdata if isinstance(value, Tensor) else None

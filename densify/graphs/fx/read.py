@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
@@ -12,14 +11,13 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from densify.errors import ConversionError
-from densify.graphs.fx.guards import guard, source_line
+from densify.graphs.fx.guards import guard, rereads, source_line
 from densify.graphs.fx.moves import moves
 from densify.graphs.fx.probe import probe, seen
-from densify.graphs.fx.proxies import assigned
-from densify.graphs.fx.readers.pointwise import random
+from densify.graphs.fx.readers.pointwise import elementwise, random
 from densify.graphs.fx.readers.shapes import describes, flipped, reads_shape
 from densify.graphs.fx.readers.windows import has_stride
-from densify.graphs.fx.registry import Call, in_place, kind, reader_of
+from densify.graphs.fx.registry import Call, kind, reader_of
 from densify.ops import (
     Channelwise,
     Conv,
@@ -28,12 +26,14 @@ from densify.ops import (
     Linear,
     Op,
     Other,
+    Pad,
     Resize,
     Rows,
     ShapeOf,
     Unflatten,
     Unsupported,
     Values,
+    Windowed,
 )
 from densify.planning import Network, Site
 from densify.structure import named
@@ -54,9 +54,9 @@ def network(graph: fx.Graph, root: nn.Module, *, training: bool, names: Names | 
         node.meta["number"] = isinstance(value, int | float)
         node.meta["tensor"] = isinstance(value, Tensor)
         node.meta["counts"] = reader.batches.get(node.name, seen(value)) != seen(value)  # images, in shape or number
-    for node, views, rereads in _rereads(graph, root):
+    for node, views, later in rereads(graph, root):
         if node.name in reader.sites:
-            reader.sites[node.name] = replace(reader.sites[node.name], views=views, rereads=rereads)
+            reader.sites[node.name] = replace(reader.sites[node.name], views=views, rereads=later)
     return Network(reader.sites, outputs(graph, reader.layouts), training)
 
 
@@ -177,6 +177,8 @@ class _Reader:
         maps = Layout.MIXED not in layouts and not pieces and self._follows_batch(call.node)
         known = reads_shape(call) or (reader is not None and maps)
         op = reader(call) if known and reader is not None else None
+        if reader is not elementwise and any(map(self._is_count, call.node.all_input_nodes)) and not reads_shape(call):
+            op = None if isinstance(op, Windowed | Channelwise | Pad) else op
         counts = layouts == {Layout.VECTOR} and any(map(self._counts_images, call.node.all_input_nodes))
         if counts or (isinstance(op, Unflatten) and call.result.dim() != 2 + len(self.sizes[before])):
             op = None
@@ -227,6 +229,11 @@ class _Reader:
 
     def _remember(self, node: fx.Node, layout: Layout, sizes: tuple[int, ...]) -> None:
         self.layouts[node], self.sizes[node] = layout, sizes
+
+    def _is_count(self, node: fx.Node) -> bool:
+        """Whether a node is a number of images."""
+        value = node.meta["value"]
+        return isinstance(value, int | float) and self.batches.get(node.name, value) != value
 
     def _counts_images(self, node: fx.Node) -> bool:
         """Whether a node is a tensor that a program made of no map, one entry or more per image."""
@@ -289,37 +296,9 @@ def outputs(graph: fx.Graph, maps: Iterable[fx.Node]) -> dict[str, str]:
     return found
 
 
-def _rereads(graph: fx.Graph, root: nn.Module) -> Iterable[tuple[fx.Node, tuple[str, ...], tuple[str, ...]]]:
-    """The nodes that change a tensor which is read again, the tensor's other views up to there, and who reads later."""
-    order = {node: place for place, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        if not (in_place(node, root) and node.args and isinstance(node.args[0], fx.Node)):
-            continue
-        changed = _storage(node.args[0])
-        views = [n for n in order if order[n] < order[node] and changed is not None and _storage(n) == changed]
-        later = [user for view in views for user in view.users if order[user] > order[node]]
-        later = [user for user in later if not _writes_back(user, node)]
-        if later:
-            yield node, tuple(n.name for n in views[1:]), tuple(n.name for n in later)
-
-
 def _shrinks(op: Op) -> bool:
     """Whether an op without a rule makes a smaller map, as a chain of views does that ends in space to depth."""
     return isinstance(op, Other) and op.layout is Layout.MAP and any(0 < scale < 1 for scale in op.scales)
-
-
-def _writes_back(user: fx.Node, node: fx.Node) -> bool:
-    """Whether a change of a part is assigned to that part, as ``x[i] += y`` does; the part is then seen in any case."""
-    part = node.args[0]
-    return (
-        user.target is assigned and isinstance(part, fx.Node) and part.target is operator.getitem
-        and user.args == (part.args[0], part.args[1], node)
-    )  # fmt: skip
-
-
-def _storage(node: fx.Node) -> int | None:
-    value = node.meta.get("value")
-    return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
 
 
 def _is_image(node: fx.Node) -> bool:

@@ -37,9 +37,12 @@ def _each(value: Any, count: int) -> list[Any]:
 @reads(nn.Conv1d, nn.Conv2d, nn.Conv3d, F.conv1d, F.conv2d, F.conv3d)
 def conv(call: Call) -> Op | None:
     names = "input weight bias stride padding dilation groups"
-    given = call.value(call.arguments(names, stride=1, padding=0, dilation=1))
+    written = call.arguments(names, stride=1, padding=0, dilation=1)
     if getattr(call.module, "padding_mode", "zeros") != "zeros":
         return None
+    if _follows_size(written):
+        return _COMPUTED
+    given = call.value(written)
     count = call.spatial
     kernel = given["weight"].shape[2:]
     strides, dilations = _each(given["stride"], count), _each(given["dilation"], count)
@@ -56,16 +59,20 @@ def conv(call: Call) -> Op | None:
 
 
 def _follows_size(written: dict[str, Any]) -> bool:
-    """Whether a pooling's geometry is computed from the map's size."""
-    keys = ("kernel_size", "stride", "padding", "dilation")
+    """Whether a window's geometry, or what it divides by, is computed from the map's size."""
+    keys = ("kernel_size", "stride", "padding", "dilation", "divisor_override", "norm_type")
     return any(isinstance(one, fx.Node) for key in keys for one in _each(written.get(key), 1))
 
 
 def _whole_map(call: Call, written: dict[str, Any]) -> Op | None:
     """A pooling whose window is the map is one over the whole map; any other must not be frozen at one size."""
-    if tuple(_each(call.value(written["kernel_size"]), call.spatial)) == tuple(call.source.shape[2:]):
+    whole = tuple(_each(call.value(written["kernel_size"]), call.spatial)) == tuple(call.source.shape[2:])
+    if whole and not isinstance(written.get("divisor_override"), fx.Node):
         return GlobalPool()
-    return Unsupported("its window is computed from the map's size", "Write the window's size as a number")
+    return _COMPUTED
+
+
+_COMPUTED = Unsupported("its window is computed from the map's size", "Write the window's size as a number")
 
 
 def _pool_windows(given: dict[str, Any], count: int) -> tuple[Window, ...]:
@@ -104,7 +111,10 @@ def avg_pool(call: Call) -> Op | None:
 @reads(nn.LPPool1d, nn.LPPool2d, nn.LPPool3d, F.lp_pool1d, F.lp_pool2d, F.lp_pool3d)
 def power_pool(call: Call) -> Op | None:
     names = "input norm_type kernel_size stride ceil_mode"
-    given = call.value(call.arguments(names, stride=None, ceil_mode=False)) | {"padding": 0, "dilation": 1}
+    written = call.arguments(names, stride=None, ceil_mode=False)
+    if _follows_size(written):
+        return _COMPUTED
+    given = call.value(written) | {"padding": 0, "dilation": 1}
     return PowerPool(_pool_windows(given, call.spatial), norm=float(given["norm_type"]))
 
 
