@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from laws.integers import inputs, integer_weights
+from test_phase_wise import Call
 from torch import Tensor, nn
 
 import densify
@@ -48,17 +49,6 @@ def halves(x: Tensor) -> Tensor:
     return torch.cat([second, first], 1)
 
 
-class Chain(nn.Module):
-    """A function as a layer."""
-
-    def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.run = run
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(x)
-
-
 class Unfolded(nn.Module):
     """The module form, inside another module."""
 
@@ -73,13 +63,13 @@ class Unfolded(nn.Module):
 
 
 CHAINS: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, int], int]] = {
-    "view": (lambda: Chain(viewed), 48, (4, 4), 0),
-    "unflatten": (lambda: Chain(unflattened), 18, (3, 2), 0),
-    "tensor.unfold": (lambda: Chain(unfolded_twice), 18, (2, 2), 0),
-    "F.unfold": (lambda: Chain(patches), 27, (2, 2), 1),
-    "dilated F.unfold": (lambda: Chain(dilated_patches), 18, (3, 1), 2),
+    "view": (lambda: Call(viewed), 48, (4, 4), 0),
+    "unflatten": (lambda: Call(unflattened), 18, (3, 2), 0),
+    "tensor.unfold": (lambda: Call(unfolded_twice), 18, (2, 2), 0),
+    "F.unfold": (lambda: Call(patches), 27, (2, 2), 1),
+    "dilated F.unfold": (lambda: Call(dilated_patches), 18, (3, 1), 2),
     "nn.Unfold": (Unfolded, 12, (2, 2), 0),
-    "unbind": (lambda: Chain(halves), 6, (1, 2), 0),
+    "unbind": (lambda: Call(halves), 6, (1, 2), 0),
 }
 
 
@@ -139,7 +129,7 @@ def test_one_and_three_axes() -> None:
         (line, (1, 2, 24), nn.Conv1d(6, 2, 3)),
         (cube, (1, 2, 8, 9, 7), nn.Conv3d(4, 2, 3)),
     ):
-        model = network(Chain(run), conv)
+        model = network(Call(run), conv)
         dense = densify.convert(model, shape, output_stride=1)
         assert densify.verify(model, dense, inputs(shape))
 
@@ -162,7 +152,7 @@ def test_what_does_more_than_move_whole_windows_is_refused(change: Callable[[Ten
         y = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
         return change(y).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
-    model = network(Chain(run), nn.Conv2d(12, 4, 1))
+    model = network(Call(run), nn.Conv2d(12, 4, 1))
     with pytest.raises((RefusedError, densify.errors.UsageError)):
         densify.convert(model, (1, 3, 24, 36), output_stride=1)
 
@@ -188,7 +178,7 @@ def rounded(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("run", [padded, cropped, rounded])
 def test_what_is_another_window_at_another_size_is_refused_or_right(run: Callable[[Tensor], Tensor]) -> None:
-    model = network(nn.Conv2d(3, 3, 3, 2, 1), Chain(run), nn.Conv2d(12, 4, 1))
+    model = network(nn.Conv2d(3, 3, 3, 2, 1), Call(run), nn.Conv2d(12, 4, 1))
     try:
         dense = densify.convert(model, (1, 3, 32, 40), output_stride=1)
     except RefusedError:
@@ -204,6 +194,6 @@ def test_a_chain_that_is_read_on_the_way_stays_what_it_is() -> None:
         made = y.view(x.shape[0], -1, x.shape[2] // 2, x.shape[3] // 2)
         return made * y.mean((1, 2)).view(-1, 1, 1, 1)
 
-    model = network(nn.Conv2d(3, 3, 3, 2, 1), Chain(run), nn.Conv2d(12, 4, 1))
+    model = network(nn.Conv2d(3, 3, 3, 2, 1), Call(run), nn.Conv2d(12, 4, 1))
     dense = densify.convert(model, (1, 3, 48, 72), layers=["0"])
     assert densify.verify(model, dense, inputs((2, 3, 72, 48)))
