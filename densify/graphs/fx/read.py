@@ -49,11 +49,6 @@ def network(graph: fx.Graph, root: nn.Module, *, training: bool, names: Names | 
     reader = _Reader(graph, root, names or Names(), training)
     for node in graph.nodes:
         reader.visit(node)
-    for node in graph.nodes:
-        value = node.meta.get("value")
-        node.meta["number"] = isinstance(value, int | float)
-        node.meta["tensor"] = isinstance(value, Tensor)
-        node.meta["counts"] = reader.batches.get(node.name, seen(value)) != seen(value)  # images, in shape or number
     for node, views, later in rereads(graph, root):
         if node.name in reader.sites:
             reader.sites[node.name] = replace(reader.sites[node.name], views=views, rereads=later)
@@ -96,6 +91,11 @@ class _Reader:
         self.graph, self.root, self.training = graph, root, training
         self.batch = next(len(node.meta["value"]) for node in graph.nodes if node.op == "placeholder")
         self.batches, *self.grown = probe(graph, root)
+        for node in graph.nodes:
+            value = node.meta.get("value")
+            node.meta["number"] = isinstance(value, int | float)
+            node.meta["tensor"] = isinstance(value, Tensor)
+            node.meta["counts"] = self.batches.get(node.name, seen(value)) != seen(value)  # images, in shape or number
         self.sites: dict[str, Site] = {}
         self.layouts: dict[fx.Node, Layout] = {}
         self.sizes: dict[fx.Node, tuple[int, ...]] = {}  # the original's, per spatial axis
@@ -177,7 +177,8 @@ class _Reader:
         maps = Layout.MIXED not in layouts and not pieces and self._follows_batch(call.node)
         known = reads_shape(call) or (reader is not None and maps)
         op = reader(call) if known and reader is not None else None
-        if reader is not elementwise and any(map(self._is_count, call.node.all_input_nodes)) and not reads_shape(call):
+        numbers = any(node.meta["number"] and node.meta["counts"] for node in call.node.all_input_nodes)
+        if numbers and reader is not elementwise and not reads_shape(call):
             op = None if isinstance(op, Windowed | Channelwise | Pad) else op
         counts = layouts == {Layout.VECTOR} and any(map(self._counts_images, call.node.all_input_nodes))
         if counts or (isinstance(op, Unflatten) and call.result.dim() != 2 + len(self.sizes[before])):
@@ -230,16 +231,9 @@ class _Reader:
     def _remember(self, node: fx.Node, layout: Layout, sizes: tuple[int, ...]) -> None:
         self.layouts[node], self.sizes[node] = layout, sizes
 
-    def _is_count(self, node: fx.Node) -> bool:
-        """Whether a node is a number of images."""
-        value = node.meta["value"]
-        return isinstance(value, int | float) and self.batches.get(node.name, value) != value
-
     def _counts_images(self, node: fx.Node) -> bool:
         """Whether a node is a tensor that a program made of no map, one entry or more per image."""
-        value = node.meta["value"]
-        made = node not in self.layouts and isinstance(value, Tensor)
-        return made and self.batches.get(node.name, value.shape) != value.shape
+        return bool(node not in self.layouts and node.meta["tensor"] and node.meta["counts"])
 
     def _follows_batch(self, node: fx.Node) -> bool:
         """Whether a node's first axis is the images'; tuples are looked at entry by entry."""

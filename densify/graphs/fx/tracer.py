@@ -73,6 +73,7 @@ class ExampleTracer(fx.Tracer):
         return ExampleProxy(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
+        """As torch.fx does; what changes its first argument then stands for it, under all its names."""
         if kind == "placeholder" and target.startswith("*"):
             return _NoOptions() if target.startswith("**") else _NoArguments()
         reshapes = kind == "call_method" and target in _RESHAPING
@@ -174,6 +175,7 @@ class ExampleTracer(fx.Tracer):
         return value.to(self.example.device) if isinstance(value, Tensor) else value
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """As torch.fx does; a module that cannot be recorded is one node, where no stride is lost by that."""
         if self.running:
             return forward(*args, **kwargs)
         compiled = getattr(m, "_orig_mod", None)
