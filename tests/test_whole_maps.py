@@ -262,6 +262,20 @@ def test_strides_over_a_mirrored_map_are_refused() -> None:
         assert densify.verify(model, dense, [images(33, 41), images(26, 38)])
 
 
+@pytest.mark.parametrize(
+    "turn",
+    [
+        lambda x: torch.rot90(x, 2, (2, 3)),
+        lambda x: x.flatten(2).flip(2).view(x.shape),
+        lambda x: torch.cat([x.flip(3).flip(2)[:, 2:], x.flip(3, 2)[:, :2]], 1),
+    ],
+)
+def test_other_ways_to_mirror_a_map(turn: Callable[[Tensor], Tensor]) -> None:
+    model = seeded(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), Call(turn), nn.MaxPool2d(2)))
+    with pytest.raises(RefusedError, match="2.*it strides over a map that was flipped"):
+        densify.convert(model, (1, 3, 32, 40), output_stride=1)
+
+
 def test_windows_of_a_mirrored_map_are_refused() -> None:
     turned = Call(lambda x: x.flip(3))
     model = seeded(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), turned, nn.Flatten(), nn.Linear(4 * 8 * 10, 5)))

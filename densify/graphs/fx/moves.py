@@ -66,6 +66,27 @@ def moves(node: fx.Node, layouts: Mapping[fx.Node, Layout], graph: fx.Graph, roo
     return Moves(op, source, between)
 
 
+def mirrored(node: fx.Node, layouts: Mapping[fx.Node, Layout], root: nn.Module) -> tuple[bool, ...]:
+    """Per spatial axis whether a chain of ops turns a map around, where all it does is to move samples; else ()."""
+    found = _chain(node, layouts, root)
+    if found is None:
+        return ()
+    source, between = found
+    values = {one: one.meta["value"] for one in (source, *between, node, *_arguments((*between, node)))}
+    trial = _trial((*between, node), source, values, root)
+    if trial is None or trial.taken.dim() != len(trial.shape):
+        return ()
+    places = torch.unravel_index(trial.taken.clamp(0), trial.shape)
+    return tuple(
+        trial.taken.shape[axis] > 1 and bool((places[axis].diff(dim=axis) == -1).all())
+        for axis in range(2, len(trial.shape))
+    )
+
+
+def _arguments(nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    return [source for node in nodes for source in node.all_input_nodes]
+
+
 def _chain(
     node: fx.Node, layouts: Mapping[fx.Node, Layout], root: nn.Module
 ) -> tuple[fx.Node, tuple[fx.Node, ...]] | None:

@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 
 from densify.errors import ConversionError
 from densify.graphs.fx.guards import guard, rereads, source_line
-from densify.graphs.fx.moves import moves
+from densify.graphs.fx.moves import mirrored, moves
 from densify.graphs.fx.probe import probe, seen
 from densify.graphs.fx.readers.pointwise import elementwise, random
-from densify.graphs.fx.readers.shapes import describes, flipped, reads_shape
+from densify.graphs.fx.readers.shapes import describes, reads_shape
 from densify.graphs.fx.readers.windows import has_stride
 from densify.graphs.fx.registry import Call, kind, reader_of
 from densify.ops import (
@@ -195,7 +195,7 @@ class _Reader:
         layout, sizes = self._found(call.node, first)
         if layout is Layout.MIXED:
             sizes = wide
-        mirrors = flipped(call) if layout is Layout.MAP else ()
+        mirrors = mirrored(call.node, self.layouts, self.root) if layout is Layout.MAP else ()
         scales = tuple(Fraction(n, max(m, 1)) for n, m in zip(sizes, wide, strict=True))
         return Other(scales, layout, mirrors=mirrors, strided=has_stride(call.module))
 

@@ -127,19 +127,6 @@ def reads_shape(call: Call) -> bool:
     return reader_of(call) is shape_of
 
 
-def flipped(call: Call) -> tuple[bool, ...]:
-    """Per spatial axis whether torch.flip turns the map around; () for other ops."""
-    name = getattr(call.node.target, "__name__", call.node.target)
-    if name not in ("flip", "fliplr", "flipud", "rot90"):
-        return ()
-    rank = call.source.dim()
-    if name == "rot90":
-        return tuple(call.result.shape[2:] == call.source.shape[2:] for _ in range(2, rank))
-    given = {"fliplr": [1], "flipud": [0]}.get(name) or call.value([*call.node.args[1:], *call.node.kwargs.values()])
-    dims = given[0] if given and isinstance(given[0], tuple | list) else given
-    return tuple(dim in [d % rank for d in dims] for dim in range(2, rank))
-
-
 def is_value(node: fx.Node, source: fx.Node) -> bool:
     """Whether a number fills the tensor that a node makes, and is no size of it."""
     name = getattr(node.target, "__name__", node.target)
