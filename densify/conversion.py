@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from math import ceil
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +18,11 @@ from densify.graphs.fx.dilated import DilatedWriter
 from densify.graphs.fx.fragments import FragmentWriter
 from densify.graphs.fx.read import Names, network
 from densify.graphs.fx.trace import copied, on_meta, same_tensors, trace
+from densify.heads import HEADS, apply_head
 from densify.lattice import PADDINGS, Lattice
+from densify.merging import MERGES
 from densify.ops import Map
-from densify.planning import HEADS, Network, Plan, apply_head, walk
+from densify.planning import Network, Plan, walk
 from densify.recipe import Options, Origin, Recipe, digests
 
 FORMS = {"dilated": DilatedWriter, "fragments": FragmentWriter}
@@ -140,7 +143,9 @@ def positions(one: Map) -> tuple[Position, ...]:
     return tuple(
         Position(axis.pitch, None, None)
         if axis.field is None
-        else Position(axis.pitch, (axis.field.first + axis.field.last) / 2, axis.field.last - axis.field.first + 1)
+        else Position(
+            axis.pitch, float(axis.field.first + axis.field.last) / 2, ceil(axis.field.last - axis.field.first) + 1
+        )
         for axis in one.axes
     )
 
@@ -174,8 +179,10 @@ def convert(
             pooling; "cam": the classifier at every position, without the pooling.
         form: "dilated": eConv and ePool; "fragments": the original's own layers, phases in the batch. Both compute
             the same.
-        merge: what an upsampling inside the network does with a denser map; "select" keeps the phases that have a
-            meaning behind it.
+        merge: what an upsampling does with a denser map. "select" keeps the phases that its result has room for, so
+            that every sample is the original's; "average" runs it on all of them and takes the mean of the shifts that
+            reach a sample; "resample" lets interpolations read the denser map where the original reads between its
+            samples.
         share: use the model's own tensors instead of copies.
 
     Returns:
@@ -291,7 +298,9 @@ class Conversion:
         for mode, one in self.networks.items():
             try:
                 cut = apply_head(one, options.head)
-                self.plans[mode] = walk(cut, chosen[mode], padding=options.padding, head=options.head)
+                self.plans[mode] = walk(
+                    cut, chosen[mode], padding=options.padding, head=options.head, merge=options.merge
+                )
             except ConversionError as error:
                 if not mode:
                     raise
@@ -334,7 +343,7 @@ def _choice(start: str | None, layers: Sequence[str] | None, output_stride: int 
 
 
 def _check(options: Options) -> None:
-    known: dict[str, Iterable[str]] = {"padding": PADDINGS, "head": HEADS, "form": FORMS, "merge": ("select",)}
+    known: dict[str, Iterable[str]] = {"padding": PADDINGS, "head": HEADS, "form": FORMS, "merge": MERGES}
     for name, values in known.items():
         if getattr(options, name) not in values:
             raise UsageError(f"{name}={getattr(options, name)!r} is not one of {', '.join(values)}.")

@@ -7,6 +7,7 @@ so the functions that run inside a network use only ``+ - * // %`` and :func:`la
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from math import gcd
 from typing import NamedTuple
 
@@ -203,10 +204,11 @@ def densify_window(window: Window, lattice: Lattice, *, chosen: bool, padding: s
 
 
 class Field(NamedTuple):
-    """First and last input pixel that sample 0 of a map sees; negative in the padding."""
+    """First and last input pixel that sample 0 of a map sees; negative in the padding, between pixels behind an
+    upsampling."""
 
-    first: int
-    last: int
+    first: int | Fraction
+    last: int | Fraction
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,7 @@ class Axis:
         whole: every sample is made of the whole map, phase by phase: a statistic, bins, or one of them spread out. Its
             phases then stand for the shifts of the image that `step` says, whatever its size.
         mirrored: it runs against the image's axis.
+        upsampled: an upsampling stands before.
     """
 
     size: int
@@ -237,6 +240,7 @@ class Axis:
     pending: int = 1
     whole: bool = False
     mirrored: bool = False
+    upsampled: bool = False
 
     @staticmethod
     def of_input(size: int) -> Axis:

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from densify.lattice import Axis, DenseWindow, Lattice, Window
+from densify.merging import Spread
 
 
 class Layout(Enum):
@@ -28,6 +29,20 @@ class Layout(Enum):
     MIXED = "mixed"
 
 
+class Merged(Enum):
+    """What an upsampling that met a denser map made of a tensor.
+
+    Attributes:
+        NOT: laws 1 to 3 hold.
+        AVERAGE: it is the average of the original's over its shifts (merge="average", linear ops alone since).
+        NEW: a network of its own, to be trained: after any other op on an average, or after merge="resample".
+    """
+
+    NOT = ""
+    AVERAGE = "average"
+    NEW = "new"
+
+
 @dataclass(frozen=True)
 class Map:
     """What is known of a tensor: its spatial axes, and whether the original still has them.
@@ -36,11 +51,13 @@ class Map:
         axes: the spatial axes in order; in the dense network they are always there.
         collapsed: the original's tensor is a vector per image, [B, K]; the dense network's is [B, K, *spatial].
         pooled: head="cam" took a pooling over the whole map away, so that every position stands for the map.
+        merged: whether an upsampling in front made one of several phases.
     """
 
     axes: tuple[Axis, ...]
     collapsed: bool = False
     pooled: bool = False
+    merged: Merged = Merged.NOT
 
     @property
     def lattices(self) -> tuple[Lattice, ...]:
@@ -149,26 +166,75 @@ class Crop(Op):
 
 
 @dataclass(frozen=True)
-class Resize(Op):
-    """An op that makes the map larger, or smaller by no window: interpolation, pixel shuffle, transposed convolution.
+class Upsampling(Op):
+    """An op that makes samples between those of the map, or fewer by no window; bases of the four below.
 
     Attributes:
-        scales: per spatial axis, how many times as long its result is.
+        scales: per spatial axis, how many times as long its result is at the reference size.
+        merge: what becomes of a denser map, see :data:`densify.merging.MERGES`.
     """
 
     scales: tuple[Fraction, ...]
+    merge: str = "select"
 
 
 @dataclass(frozen=True)
-class Select(Op):
-    """What a rule puts in the place of an upsampling: the op itself on the first phases of every axis.
+class Interpolation(Upsampling):
+    """Interpolation, of torch's modes.
 
     Attributes:
-        kept: how many phases per axis.
+        mode: "nearest", "nearest-exact", "linear", "cubic" or another, "area" say.
+        align_corners: as in torch.
+        factors: per spatial axis, the scale factor that places its samples; () where the sizes do.
     """
 
-    op: Op
-    kept: tuple[int, ...]
+    mode: str = "nearest"
+    align_corners: bool = False
+    factors: tuple[Fraction, ...] = ()
+
+
+@dataclass(frozen=True)
+class Transposed(Upsampling):
+    """A transposed convolution.
+
+    Attributes:
+        windows: one :class:`Window` per spatial axis, that of the convolution it is the transpose of.
+        extra: per spatial axis, torch's output_padding.
+    """
+
+    windows: tuple[Window, ...] = ()
+    extra: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Shuffle(Upsampling):
+    """Pixel shuffle: the channels of a sample become samples."""
+
+
+@dataclass(frozen=True)
+class Unpool(Upsampling):
+    """Max unpooling: every sample goes where the maximum came from, which a second map says.
+
+    Attributes:
+        strides: per spatial axis, the pooling's.
+    """
+
+    strides: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Merge(Op):
+    """What a rule puts in the place of an upsampling that meets a denser map.
+
+    Attributes:
+        op: the original's.
+        how: "select", "average" or "resample".
+        spreads: per spatial axis, where the phases come to lie.
+    """
+
+    op: Upsampling
+    how: str
+    spreads: tuple[Spread, ...]
 
 
 @dataclass(frozen=True)

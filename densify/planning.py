@@ -16,21 +16,22 @@ from densify.ops import (
     Channelwise,
     Crop,
     Flatten,
-    GlobalPool,
     Identity,
     Join,
     Layout,
     Map,
+    Merge,
+    Merged,
     Op,
+    Other,
+    Pad,
     PhaseWise,
     Pointwise,
-    Select,
     Sliding,
+    Upsampling,
     Windowed,
 )
 from densify.rules import Refused, rewrite
-
-HEADS = ("dense", "average", "features", "cam")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Site:
         where: source file and line, where known.
         work: multiply-additions per output sample and image.
         layout: what its result is in the original.
+        linear: whether an average of its results is its result on the average, at whichever of its maps.
         views, rereads: where the op changes a tensor that is read again, keys of its views and of what reads later.
     """
 
@@ -60,6 +62,7 @@ class Site:
     where: str = ""
     work: int = 0
     layout: Layout = Layout.MAP
+    linear: bool = False
     views: tuple[str, ...] = ()
     rereads: tuple[str, ...] = ()
 
@@ -111,7 +114,7 @@ class Plan:
         network: the original's ops, after the head option was applied.
         steps: by key.
         chosen: the (site key, axis) whose strides are removed.
-        padding, head: as given to convert.
+        padding, head, merge: as given to convert.
     """
 
     network: Network
@@ -119,6 +122,7 @@ class Plan:
     chosen: Chosen
     padding: str
     head: str
+    merge: str = "select"
 
     @property
     def outputs(self) -> dict[str, Map]:
@@ -163,6 +167,7 @@ def walk(
     *,
     padding: str = "full",
     head: str = "dense",
+    merge: str = "select",
     sizes: tuple[int, ...] | None = None,
 ) -> Plan:
     """Apply the rules along a network.
@@ -183,14 +188,15 @@ def walk(
             steps[key] = Step(site, None, (), _input(site, sizes))
             continue
         try:
-            op, result = rewrite(_prepared(site, chosen, network), *sources, padding=padding)
+            op, result = rewrite(_prepared(site, chosen, merge, network), *sources, padding=padding)
         except Refused as error:
             remedy = _siblings(network, site, chosen) if isinstance(site.op, Join) else ""
             if isinstance(site.op, AdaptivePool) and sizes is None:
                 remedy = _fitting_size(network, site)
-            refusals.append(Refusal(site.layer, error.reason, remedy or error.remedy + ".", site.where))
+            reason = error.reason + _operands(network, site)
+            refusals.append(Refusal(site.layer, reason, remedy or error.remedy + ".", site.where))
             continue
-        steps[key] = Step(site, op, sources, result)
+        steps[key] = Step(site, op, sources, replace(result, merged=_merged(site, op, sources)))
         if sizes is None:
             _agrees(site, result)
     refusals += [*_mixed_outputs(network, steps), *_stale_reads(network, steps)]
@@ -198,7 +204,7 @@ def walk(
         refusals += _lost_density(network, steps)
     if refusals:
         raise RefusedError(tuple(refusals))
-    return Plan(network, steps, chosen, padding, head)
+    return Plan(network, steps, chosen, padding, head, merge)
 
 
 def at_sizes(plan: Plan, sizes: tuple[int, ...]) -> Plan:
@@ -210,7 +216,8 @@ def at_sizes(plan: Plan, sizes: tuple[int, ...]) -> Plan:
         elif isinstance(site.op, Flatten) and not plan.steps[key].sources[0].collapsed:
             site = replace(site, op=Flatten(tuple(axis.pending for axis in plan.steps[key].map.axes)))
         sites[key] = site
-    return walk(replace(plan.network, sites=sites), plan.chosen, padding=plan.padding, head=plan.head, sizes=sizes)
+    again = replace(plan.network, sites=sites)
+    return walk(again, plan.chosen, padding=plan.padding, head=plan.head, merge=plan.merge, sizes=sizes)
 
 
 def _input(site: Site, sizes: tuple[int, ...] | None) -> Map:
@@ -218,14 +225,32 @@ def _input(site: Site, sizes: tuple[int, ...] | None) -> Map:
     return Map(tuple(Axis.of_input(size) for size in (sizes or shape[2:])))
 
 
-def _prepared(site: Site, chosen: Chosen, network: Network) -> Op:
+def _merged(site: Site, op: Op, sources: tuple[Map, ...]) -> Merged:
+    """What upsamplings have made of a result up to here."""
+    before = {source.merged for source in sources}
+    if Merged.NEW in before or (Merged.AVERAGE in before and not site.linear):
+        return Merged.NEW
+    if isinstance(op, Merge) and op.how != "select":
+        return Merged.AVERAGE if op.how == "average" else Merged.NEW
+    return Merged.AVERAGE if Merged.AVERAGE in before else Merged.NOT
+
+
+def _operands(network: Network, site: Site) -> str:
+    """The layers whose maps a refused op reads, where the trouble lies between it and them."""
+    if not isinstance(site.op, Join | Upsampling | Other | Pad | Crop):
+        return ""
+    names = dict.fromkeys(network.sites[key].layer for key in site.inputs)
+    return f" (it reads {' and '.join(names)})"
+
+
+def _prepared(site: Site, chosen: Chosen, merge: str, network: Network) -> Op:
     op = site.op
     assert op is not None
     if isinstance(op, Windowed):
         return replace(op, chosen=tuple((site.key, axis) in chosen for axis in range(len(op.windows))))
     if isinstance(op, AdaptivePool):
         return replace(op, window=_makes_window(network, site, op))
-    return op
+    return replace(op, merge=merge) if isinstance(op, Upsampling) else op
 
 
 def _makes_window(network: Network, site: Site, op: AdaptivePool) -> bool:
@@ -275,12 +300,19 @@ def _lost_density(network: Network, steps: Mapping[str, Step]) -> list[Refusal]:
     if any(lattice.stride > 1 for end in ends for lattice in end.lattices):
         return []
     reason = "it meets the denser map as an upsampling, and takes all of the new density away from every output"
-    remedy = "Choose layers whose maps reach an output without it."
     return [
-        Refusal(step.site.layer, reason, remedy, step.site.where)
+        Refusal(step.site.layer, reason + _operands(network, step.site), _MERGES, step.site.where)
         for step in steps.values()
-        if isinstance(step.op, Select)
+        if isinstance(step.op, Merge) and step.op.how == "select"
     ]
+
+
+_MERGES = (
+    'merge="average" runs it on every shift of the image and averages the results, which is the average of the '
+    "original over all shifts as far as linear layers follow, and elsewhere a network to be trained; "
+    'merge="resample" lets an interpolation read the denser map where the original would read between its samples. '
+    "Or choose layers whose maps reach an output without it."
+)
 
 
 def _agrees(site: Site, result: Map) -> None:
@@ -330,40 +362,3 @@ def _fitting_size(network: Network, site: Site) -> str:
         if tuple(axis.size for axis in made.axes) == site.op.sizes:
             return f"Give an example (--input-size) of {'x'.join([str(size)] * len(site.op.sizes))}."
     return ""
-
-
-def apply_head(network: Network, head: str) -> Network:
-    """Cut or mark the classifier's head as `head` asks.
-
-    Raises:
-        RefusedError: there is no head of that kind.
-    """
-    if head not in ("features", "cam"):
-        return network
-    sites, outputs = dict(network.sites), dict(network.outputs)
-    for name, key in network.outputs.items():
-        pool = head_pool(network, key)
-        site = network.sites[key]
-        if pool is None or (head == "cam" and not isinstance(pool.op, GlobalPool)):
-            wanted = "pooling over the whole map" if head == "cam" else "pooling or flatten"
-            remedy = 'Use head="dense": it gives a map of predictions already.'
-            raise RefusedError((Refusal(site.layer, f'head="{head}": no {wanted} stands before "{name}"', remedy),))
-        if head == "features":
-            outputs[name] = pool.inputs[0]
-        else:
-            assert isinstance(pool.op, GlobalPool)
-            sites[pool.key] = replace(pool, op=replace(pool.op, through=True))
-    cut = Network(sites, outputs, network.training)
-    needed = set[str]().union(*(cut.ancestors(key) for key in outputs.values()))
-    return replace(cut, sites={key: site for key, site in sites.items() if key in needed or site.op is None})
-
-
-def head_pool(network: Network, key: str) -> Site | None:
-    """The first pooling over the whole map, adaptive pooling or flatten of the chain that ends at `key`."""
-    found: Site | None = None
-    site = network.sites[key]
-    while len(site.inputs) == 1:
-        if isinstance(site.op, GlobalPool | AdaptivePool | Flatten):
-            found = site
-        site = network.sites[site.inputs[0]]
-    return found

@@ -1,5 +1,6 @@
 """What the writers put into a dense network: plain functions, so that every call has its own geometry."""
 
+from densify.layers.merges import etransposed, output_padding, resample, scaled, spread_phases, transposed_shifts
 from densify.layers.phases import (
     align,
     average,
@@ -42,6 +43,7 @@ __all__ = [
     "emax_pool",
     "epatches",
     "epower_pool",
+    "etransposed",
     "every",
     "finished",
     "first_phases",
@@ -49,11 +51,16 @@ __all__ = [
     "kernel_of",
     "original_dim",
     "original_shape",
+    "output_padding",
     "padded",
     "rephase",
+    "resample",
+    "scaled",
     "space_to_batch",
     "spatial_sizes",
+    "spread_phases",
     "tile",
     "to_rows",
+    "transposed_shifts",
     "vectors",
 ]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from densify import layers
+from densify.graphs.fx.merging import merged
 from densify.graphs.fx.phases import on_fragments, rephased
 from densify.graphs.fx.readers.shapes import spread
 from densify.graphs.fx.registry import Call
@@ -22,7 +23,7 @@ from densify.graphs.fx.write import (
     windowed,
 )
 from densify.lattice import Axis
-from densify.ops import Crop, DenseWindowed, Identity, Join, Layout, Op, Other, Pad, PhaseWise, Rows, Select, ShapeOf
+from densify.ops import Crop, DenseWindowed, Identity, Join, Layout, Merge, Op, Other, Pad, PhaseWise, Rows, ShapeOf
 from densify.planning import Step
 from densify.rules.joins import crops, widest
 
@@ -83,16 +84,9 @@ def _crop(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     return writer.call(operator.getitem, x, (slice(None), slice(None), *scaled))
 
 
-def _select(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
-    """The op itself on the first phases."""
-    assert isinstance(op, Select)
-    key = step.site.inputs[0]
-    x = writer.space(writer.by_name[key])
-    x = writer.call(layers.first_phases, x, est_of(step.sources[0]), op.kept)
-    if set(op.kept) == {1}:
-        return writer.copy(node, **{key: x})
-    made = writer.copy(node, **{key: writer.call(layers.space_to_batch, x, op.kept)})
-    return writer.call(layers.batch_to_space, made, op.kept)
+def _merged(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    assert isinstance(op, Merge)
+    return merged(writer, node, step, op, at_once=True)
 
 
 def _is_spread(axis: Axis, wide: Axis) -> bool:
@@ -137,7 +131,7 @@ class DilatedWriter(Writer):
         Join: _join,
         Pad: _pad,
         Crop: _crop,
-        Select: _select,
+        Merge: _merged,
         PhaseWise: _phase_wise,
         Rows: rows,
         ShapeOf: _shape_of,

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from densify import layers
+from densify.graphs.fx.merging import merged
 from densify.graphs.fx.phases import on_fragments, rephased
 from densify.graphs.fx.write import Writer, est_of, identity, joined, rows, shape_of, windowed
 from densify.lattice import Lattice, densify_window
@@ -24,11 +25,11 @@ from densify.ops import (
     Join,
     Layout,
     Map,
+    Merge,
     Op,
     Other,
     PhaseWise,
     Rows,
-    Select,
     ShapeOf,
 )
 from densify.planning import Step
@@ -84,24 +85,22 @@ def _shape_of(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     return writer.shape(node, step, (1,) * len(step.map.axes))
 
 
-def _select(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
-    """The op itself, on the first phases."""
-    assert isinstance(op, Select)
-    key, est = step.site.inputs[0], est_of(step.sources[0])
-    x = writer.call(layers.batch_to_space, writer.space(writer.by_name[key]), est)
-    x = writer.call(layers.space_to_batch, writer.call(layers.first_phases, x, est, op.kept), op.kept)
-    return writer.copy(node, **{key: x})
+def _merged(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
+    assert isinstance(op, Merge)
+    made, est = merged(writer, node, step, op, at_once=False), est_of(step.map)
+    return made if set(est) == {1} else writer.call(layers.space_to_batch, made, est)
 
 
 class FragmentWriter(Writer):
     """Writes a plan with phases in the batch."""
 
+    in_batch = True
     writers: ClassVar = {
         DenseWindowed: _windowed,
         Identity: identity,
         Join: _join,
         PhaseWise: _phase_wise,
-        Select: _select,
+        Merge: _merged,
         Rows: rows,
         ShapeOf: _shape_of,
     }

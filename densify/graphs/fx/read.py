@@ -14,6 +14,7 @@ from densify.errors import ConversionError
 from densify.graphs.fx.guards import guard, rereads, source_line
 from densify.graphs.fx.moves import mirrored, moves
 from densify.graphs.fx.probe import probe, seen
+from densify.graphs.fx.readers.linear import linear
 from densify.graphs.fx.readers.pointwise import elementwise, random
 from densify.graphs.fx.readers.shapes import describes, reads_shape
 from densify.graphs.fx.readers.windows import has_stride
@@ -22,14 +23,15 @@ from densify.ops import (
     Channelwise,
     Conv,
     Flatten,
+    Interpolation,
     Layout,
     Linear,
     Op,
     Other,
     Pad,
-    Resize,
     Rows,
     ShapeOf,
+    Transposed,
     Unflatten,
     Unsupported,
     Values,
@@ -127,7 +129,7 @@ class _Reader:
                 op, inputs = found.op, (found.source,)
                 call = Call(node, module, inputs, self.training)
                 self._leave_out(found.between, node)
-            if isinstance(op, Resize):
+            if isinstance(op, Interpolation) and not op.factors:
                 inputs += self._like(call)
             if _tensors(value):
                 self._place(call, op)
@@ -141,6 +143,7 @@ class _Reader:
             where=source_line(node),
             work=_work(call, op),
             layout=self.layouts[node if node in self.layouts else inputs[0]],
+            linear=op is not None and linear(call, op),
         )
 
     def _leave_out(self, between: tuple[fx.Node, ...], node: fx.Node) -> None:
@@ -314,7 +317,7 @@ def _reads_values(call: Call) -> bool:
 
 
 def _work(call: Call, op: Op | None) -> int:
-    if not isinstance(op, Conv | Linear):
+    if not isinstance(op, Conv | Linear | Transposed):
         return 0
     weight = call.module.weight if call.module is not None else call.value(call.arguments("input weight")["weight"])
     assert isinstance(weight, Tensor)

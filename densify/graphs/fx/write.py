@@ -50,6 +50,7 @@ class Writer:
     """
 
     writers: ClassVar[Mapping[type[Op], Callable[[Any, fx.Node, Step, Any], fx.Node | None]]] = {}
+    in_batch = False  # whether maps are held with their phases in the batch
 
     def __init__(self, graph: fx.Graph, root: nn.Module, full: Network, plan: Plan) -> None:
         self.old, self.root, self.full, self.plan = graph, root, full, plan

@@ -1,8 +1,7 @@
-"""Readers of convolutions, linear layers, poolings, paddings and resizes."""
+"""Readers of convolutions, linear layers, poolings and paddings."""
 
 from __future__ import annotations
 
-from fractions import Fraction
 from math import prod
 from typing import Any
 
@@ -24,12 +23,11 @@ from densify.ops import (
     Pad,
     Patches,
     PowerPool,
-    Resize,
     Unsupported,
 )
 
 
-def _each(value: Any, count: int) -> list[Any]:
+def each(value: Any, count: int) -> list[Any]:
     values = list(value) if isinstance(value, tuple | list) else [value]
     return values * count if len(values) == 1 else values
 
@@ -45,12 +43,12 @@ def conv(call: Call) -> Op | None:
     given = call.value(written)
     count = call.spatial
     kernel = given["weight"].shape[2:]
-    strides, dilations = _each(given["stride"], count), _each(given["dilation"], count)
+    strides, dilations = each(given["stride"], count), each(given["dilation"], count)
     if given["padding"] in ("same", "valid"):
         totals = [d * (k - 1) if given["padding"] == "same" else 0 for k, d in zip(kernel, dilations, strict=True)]
         sides = [(total // 2, total - total // 2) for total in totals]
     else:
-        sides = [(p, p) for p in _each(given["padding"], count)]
+        sides = [(p, p) for p in each(given["padding"], count)]
     return Conv(
         tuple(
             Window(k, s, low, high, d) for k, s, (low, high), d in zip(kernel, strides, sides, dilations, strict=True)
@@ -61,12 +59,12 @@ def conv(call: Call) -> Op | None:
 def _follows_size(written: dict[str, Any]) -> bool:
     """Whether a window's geometry, or what it divides by, is computed from the map's size."""
     keys = ("kernel_size", "stride", "padding", "dilation", "divisor_override", "norm_type")
-    return any(isinstance(one, fx.Node) for key in keys for one in _each(written.get(key), 1))
+    return any(isinstance(one, fx.Node) for key in keys for one in each(written.get(key), 1))
 
 
 def _whole_map(call: Call, written: dict[str, Any]) -> Op | None:
     """A pooling whose window is the map is one over the whole map; any other must not be frozen at one size."""
-    whole = tuple(_each(call.value(written["kernel_size"]), call.spatial)) == tuple(call.source.shape[2:])
+    whole = tuple(each(call.value(written["kernel_size"]), call.spatial)) == tuple(call.source.shape[2:])
     if whole and not isinstance(written.get("divisor_override"), fx.Node):
         return GlobalPool()
     return _COMPUTED
@@ -76,9 +74,9 @@ _COMPUTED = Unsupported("its window is computed from the map's size", "Write the
 
 
 def _pool_windows(given: dict[str, Any], count: int) -> tuple[Window, ...]:
-    kernels = _each(given["kernel_size"], count)
-    strides = _each(given["stride"], count) if given["stride"] not in (None, (), []) else kernels
-    paddings, dilations = _each(given["padding"], count), _each(given["dilation"], count)
+    kernels = each(given["kernel_size"], count)
+    strides = each(given["stride"], count) if given["stride"] not in (None, (), []) else kernels
+    paddings, dilations = each(given["padding"], count), each(given["dilation"], count)
     return tuple(
         Window(k, s, p, p, d, bool(given["ceil_mode"]))
         for k, s, p, d in zip(kernels, strides, paddings, dilations, strict=True)
@@ -144,14 +142,6 @@ def pad(call: Call) -> Op | None:
     return Pad(sides, mode)
 
 
-@reads(F.interpolate, F.upsample, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
-@reads(nn.PixelShuffle, F.pixel_shuffle, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-@reads(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-def resize(call: Call) -> Op | None:
-    pairs = zip(call.result.shape[2:], call.source.shape[2:], strict=True)
-    return Resize(tuple(Fraction(made, read) for made, read in pairs))
-
-
 _ADAPTIVE = [f"{kind}{n}" for kind in ("AvgPool", "MaxPool") for n in (1, 2, 3)]
 
 
@@ -168,7 +158,7 @@ def adaptive_pool(call: Call) -> Op | None:
 def reduction(call: Call) -> Op | None:
     given = call.value(call.arguments("input dim keepdim", dim=None, keepdim=False))
     rank = call.source.dim()
-    dims = {d % rank for d in _each(given["dim"], 1)} if given["dim"] is not None else set(range(rank))
+    dims = {d % rank for d in each(given["dim"], 1)} if given["dim"] is not None else set(range(rank))
     if rank > 2 and dims == set(range(2, rank)):
         return GlobalPool(keepdim=bool(given["keepdim"]))
     if dims == {1} and given["keepdim"]:
@@ -190,4 +180,4 @@ def random_regions(call: Call) -> Op | None:
 
 def has_stride(module: nn.Module | None) -> bool:
     """Whether a module moves by more than one sample."""
-    return any(isinstance(one, int) and one > 1 for one in _each(getattr(module, "stride", 1), 1))
+    return any(isinstance(one, int) and one > 1 for one in each(getattr(module, "stride", 1), 1))
