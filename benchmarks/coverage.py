@@ -146,7 +146,7 @@ def case(name: str, model: nn.Module) -> tuple[Case, list[int]]:
     except DensifyError:  # the conversions will say why
         return replace(one, sizes=one.sizes[-1:]), [32] * len(one.sizes[-1])
     size = next((size for size in one.sizes if at_sizes(plan, size).cost[1] <= BUDGET), one.sizes[-1])
-    return replace(one, sizes=(size,)), [axis.step for axis in plan.outputs["output"].axes]
+    return replace(one, sizes=(size,)), [int(axis.step) for axis in plan.outputs["output"].axes]
 
 
 def row(name: str, strides: Sequence[int] = STRIDES, peers: bool = True) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def attempt(model: nn.Module, one: Case, stride: int) -> Reached:
     result = Reached(stride)
     try:
         dense = densify.convert(model, one.reference, output_stride=stride, share=True)
-        steps = tuple(position.step for position in dense.positions["output"])
+        steps = tuple(int(position.step) for position in dense.positions["output"])
         kinds = Counter(step.site.kind for step in dense.plan.steps.values() if isinstance(step.op, PhaseWise))
         result = replace(result, steps=steps, form="dilated", wrapped=dict(kinds), law4=same_weights(model, dense))
         return compared(model, one, dense, as_fragments(dense), result)

@@ -9,6 +9,7 @@ import difflib
 from dataclasses import dataclass
 
 from densify.errors import UsageError
+from densify.lattice import Pixels
 from densify.ops import Other, Windowed
 from densify.planning import Chosen, Network, Plan, Site, walk
 
@@ -44,10 +45,10 @@ class Strided:
     """A layer with a stride, and the step of its input per axis in the original."""
 
     site: Site
-    steps: tuple[int, ...]
+    steps: tuple[Pixels, ...]
 
     @property
-    def axes(self) -> list[tuple[int, int, int]]:
+    def axes(self) -> list[tuple[int, Pixels, int]]:
         """(axis, step of the input, stride) for the strided axes."""
         assert isinstance(self.site.op, Windowed)
         windows = self.site.op.windows
@@ -65,7 +66,7 @@ def strided_layers(survey: Plan) -> list[Strided]:
     ]
 
 
-def thresholds(choice: Choice, survey: Plan) -> tuple[int, ...] | None:
+def thresholds(choice: Choice, survey: Plan) -> tuple[Pixels, ...] | None:
     """For ``start=``: the smallest step, per axis, of the inputs of the layer or block of that name."""
     if choice.start is None:
         return None
@@ -79,7 +80,7 @@ def thresholds(choice: Choice, survey: Plan) -> tuple[int, ...] | None:
     return tuple(min(column) for column in zip(*steps, strict=True))
 
 
-def choose(choice: Choice, survey: Plan, start: tuple[int, ...] | None) -> Chosen:
+def choose(choice: Choice, survey: Plan, start: tuple[Pixels, ...] | None) -> Chosen:
     """The (site key, axis) pairs of one graph whose strides are removed; `start` as :func:`thresholds` gives it."""
     pairs = set()
     for layer in strided_layers(survey):

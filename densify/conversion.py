@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from math import ceil
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ from densify.graphs.fx.fragments import FragmentWriter
 from densify.graphs.fx.read import Names, network
 from densify.graphs.fx.trace import copied, on_meta, same_tensors, trace
 from densify.heads import HEADS, apply_head
-from densify.lattice import PADDINGS, Lattice
+from densify.lattice import PADDINGS, Lattice, number
 from densify.merging import MERGES
 from densify.ops import Map
 from densify.planning import Network, Plan, walk
@@ -39,7 +38,7 @@ class Position(NamedTuple):
         receptive_field: extent of what a sample sees, or None for the whole image.
     """
 
-    step: int
+    step: int | float
     first: float | None
     receptive_field: int | None
 
@@ -141,11 +140,9 @@ class Dense(nn.Module):
 def positions(one: Map) -> tuple[Position, ...]:
     """Positions of a map's samples."""
     return tuple(
-        Position(axis.pitch, None, None)
+        Position(number(axis.pitch), None, None)
         if axis.field is None
-        else Position(
-            axis.pitch, float(axis.field.first + axis.field.last) / 2, ceil(axis.field.last - axis.field.first) + 1
-        )
+        else Position(number(axis.pitch), axis.field.centre, axis.field.extent)
         for axis in one.axes
     )
 

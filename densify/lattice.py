@@ -8,10 +8,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from math import gcd
+from math import ceil, gcd
 from typing import NamedTuple
 
 PADDINGS = ("full", "valid", "same")
+Pixels = int | Fraction
+"""A length in input pixels; broken where an upsampling makes samples finer than the image."""
+
+
+def number(length: Pixels) -> int | float:
+    """The same length, as JSON can hold it."""
+    return length if isinstance(length, int) else float(length)
+
+
+def pixels(length: Pixels) -> Pixels:
+    """The same length, as an integer where it is one."""
+    return int(length) if length == int(length) else length
 
 
 class Lattice(NamedTuple):
@@ -207,8 +219,17 @@ class Field(NamedTuple):
     """First and last input pixel that sample 0 of a map sees; negative in the padding, between pixels behind an
     upsampling."""
 
-    first: int | Fraction
-    last: int | Fraction
+    first: Pixels
+    last: Pixels
+
+    @property
+    def centre(self) -> float:
+        return float(self.first + self.last) / 2
+
+    @property
+    def extent(self) -> int:
+        """How many pixels lie in it, those in part included."""
+        return ceil(self.last - self.first) + 1
 
 
 @dataclass(frozen=True)
@@ -233,7 +254,7 @@ class Axis:
     size: int
     dense: int
     lattice: Lattice
-    step: int
+    step: Pixels
     field: Field | None
     repeated: tuple[bool, ...]
     exact: bool = True
@@ -248,9 +269,9 @@ class Axis:
         return Axis(size, size, Lattice(), 1, Field(0, 0), (False,) * size)
 
     @property
-    def pitch(self) -> int:
+    def pitch(self) -> Pixels:
         """Input pixels between neighbouring samples of the dense map."""
-        return self.step // self.lattice.stride
+        return pixels(Fraction(self.step) / self.lattice.stride)
 
     @property
     def statistic(self) -> bool:
@@ -262,7 +283,7 @@ class Axis:
         of the same shift in input pixels. None where some shift has none."""
         est, pitch = self.lattice.stride, self.pitch
         shifts = [phase * other.pitch for phase in range(other.lattice.stride)]
-        return None if any(shift % pitch for shift in shifts) else tuple(shift // pitch % est for shift in shifts)
+        return None if any(shift % pitch for shift in shifts) else tuple(int(shift / pitch) % est for shift in shifts)
 
     def through(self, dense: DenseWindow, lattice: Lattice) -> Axis:
         """The axis after a window op."""

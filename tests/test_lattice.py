@@ -146,7 +146,7 @@ def test_phases_are_shifted_images() -> None:
         with torch.no_grad():
             made = dense(x)
             for phase in range(axis.lattice.stride):
-                shift = phase * axis.pitch
+                shift = int(phase * axis.pitch)
                 shifted = torch.cat([x[..., shift:], inputs((1, 2, shift), 1)], -1)
                 expected = net(shifted)
                 for i in range(axis.size):

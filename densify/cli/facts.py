@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from densify.conversion import positions
-from densify.lattice import DenseWindow
+from densify.lattice import DenseWindow, number
 from densify.ops import (
     AdaptivePool,
     Channelwise,
@@ -50,8 +50,8 @@ def _layer(step: Step, model: nn.Module) -> Facts:
         "padding": [[window.low, window.high] for window in windows],
         "dilation": [window.dilation for window in windows],
         "output": None if site.shape is None else list(site.shape),
-        "step": [axis.step for axis in axes],
-        "receptive_field": [None if field is None else field.last - field.first + 1 for field in fields],
+        "step": [number(axis.step) for axis in axes],
+        "receptive_field": [None if field is None else field.extent for field in fields],
         "parameters": _parameters(model, site.layer),
         "where": site.where,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import gcd
 
 from densify.lattice import Axis, Field, Lattice
 from densify.ops import Join, Map
@@ -32,6 +33,8 @@ def _begin(sources: tuple[Map, ...]) -> tuple[int, ...]:
 
 
 def _meet(axes: tuple[Axis, ...], padding: str) -> Axis:
+    met = common(axes).lattice.stride
+    axes = tuple(axis if axis.whole else thinned(axis, met) for axis in axes)
     first = axes[0]
     if len({(axis.lattice.stride, axis.pitch, axis.size, axis.whole) for axis in axes}) > 1:
         return _spread(axes, padding)
@@ -56,6 +59,27 @@ def widest(axes: tuple[Axis, ...]) -> Axis:
     return max(axes, key=lambda axis: (not axis.whole, axis.size, axis.lattice.stride, axis.pitch))
 
 
+def common(axes: tuple[Axis, ...]) -> Axis:
+    """The widest operand's axis, on the lattice that all maps among the operands have phases for.
+
+    Maps of another eST meet so behind an upsampling alone: elsewhere there are layers to choose for it.
+    """
+    wide = widest(axes)
+    maps = [axis for axis in axes if not axis.whole]
+    if not maps or len({axis.step for axis in maps}) > 1 or not any(axis.upsampled for axis in maps):
+        return wide
+    return thinned(wide, gcd(*(axis.lattice.stride for axis in maps)))
+
+
+def thinned(axis: Axis, est: int) -> Axis:
+    """An axis without the phases that a coarser lattice has no place for; unchanged where it has no such phases."""
+    have = axis.lattice.stride
+    if have == est or have % est:
+        return axis
+    apart = have // est
+    return replace(axis, dense=axis.size * est, lattice=Lattice(est), repeated=axis.repeated[::apart])
+
+
 def phases_to_take(axis: Axis, wide: Axis) -> tuple[int, ...]:
     """Which phases of an operand meet those of the widest one: the same, or where it is made of a whole map the ones of
     the same shifts.
@@ -63,9 +87,9 @@ def phases_to_take(axis: Axis, wide: Axis) -> tuple[int, ...]:
     Raises:
         Refused: they lie on different lattices.
     """
-    alike = axis.lattice.stride == wide.lattice.stride and axis.pitch == wide.pitch
-    if alike or wide.lattice.stride == axis.lattice.stride == 1:
-        return tuple(range(wide.lattice.stride))
+    have, est = axis.lattice.stride, wide.lattice.stride
+    if (not axis.whole and axis.step == wide.step and have % est == 0) or est == have == 1:
+        return tuple(range(0, have, have // est))
     taken = axis.phases_for(wide) if axis.whole else None
     if taken is None:
         raise apart((axis, wide))
@@ -75,6 +99,8 @@ def phases_to_take(axis: Axis, wide: Axis) -> tuple[int, ...]:
 def apart(axes: tuple[Axis, ...]) -> Refused:
     """The refusal of operands that lie on different lattices."""
     steps = " and ".join(sorted({f"eST {axis.lattice.stride} (step {axis.pitch})" for axis in axes}))
+    if len({axis.step for axis in axes}) > 1 and not any(axis.whole for axis in axes):
+        steps += ", and as their samples lie at other steps in the original, no shift of the image is one of them all"
     remedy = "Choose the layers on all branches, or let the block run whole on every phase (docs/new-op.md)"
     return Refused(f"its operands lie on different lattices: {steps}", remedy)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 
-from densify.lattice import Axis
+from densify.lattice import Axis, pixels
 from densify.ops import Identity, Layout, Map, Other, PhaseWise, Same, Unflatten
-from densify.rules.joins import phases_to_take, widest
+from densify.rules.joins import common, phases_to_take
 from densify.rules.registry import Refused, Rewrite, rule
 
 
@@ -30,7 +30,7 @@ def other(op: Other, *sources: Map, padding: str) -> Rewrite:
 
 
 def _axis(operands: tuple[Axis, ...], scale: Fraction, padding: str) -> Axis:
-    wide = widest(operands)
+    wide = common(operands)
     est = wide.lattice.stride
     taken = [phases_to_take(axis, wide) for axis in operands]
     phases = tuple(
@@ -52,7 +52,7 @@ def _axis(operands: tuple[Axis, ...], scale: Fraction, padding: str) -> Axis:
             f"it makes the map {float(scale):g} times as large, and no rule says where the samples of a phase then lie",
             "Choose layers behind it, or write a rule for it (docs/new-op.md)",
         )
-    step = max(1, round(wide.step / scale))
+    step = pixels(wide.step / scale)
     return replace(wide, size=size, dense=size * est, step=step, field=None, repeated=phases * size)
 
 

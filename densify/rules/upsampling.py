@@ -7,7 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 from math import floor
 
-from densify.lattice import Axis, Field, Lattice
+from densify.lattice import Axis, Field, Lattice, pixels
 from densify.merging import Reach, Spread, spread_of
 from densify.ops import Interpolation, Map, Merge, PhaseWise, Shuffle, Transposed, Unpool, Upsampling
 from densify.rules.registry import Refused, Rewrite, rule
@@ -59,7 +59,7 @@ def _ratio(op: Upsampling, index: int, axis: Axis, like: Map | None) -> Fraction
     if isinstance(op, Unpool):
         return Fraction(op.strides[index])
     if like is not None:
-        return Fraction(axis.step, like.axes[index].step)
+        return Fraction(axis.step) / Fraction(like.axes[index].step)
     return op.factors[index] if isinstance(op, Interpolation) and op.factors else op.scales[index]
 
 
@@ -100,7 +100,7 @@ def _upsampled(op: Upsampling, index: int, axis: Axis, spread: Spread, how: str,
         size=size,
         dense=size * left,
         lattice=Lattice(left),
-        step=max(1, round(axis.step / ratio), left),
+        step=pixels(axis.step / ratio),
         field=_field(axis, reach, reads),
         repeated=repeated,
         upsampled=True,
@@ -161,5 +161,5 @@ def _field(axis: Axis, reach: Reach, reads: list[list[tuple[int, int, int]]]) ->
         return None
     spans = [max(one[1] for one in each) - min(one[0] for one in each) for each in reads if each]
     extent = axis.field.last - axis.field.first + axis.pitch * max(spans)
-    middle = Fraction(axis.field.first + axis.field.last, 2) + axis.step * reach.centre
-    return Field(middle - Fraction(extent, 2), middle + Fraction(extent, 2))
+    middle = Fraction(axis.field.first + axis.field.last) / 2 + axis.step * reach.centre
+    return Field(pixels(middle - Fraction(extent) / 2), pixels(middle + Fraction(extent) / 2))

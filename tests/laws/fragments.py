@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
+from math import gcd
 from typing import Any, NamedTuple
 
 import torch
@@ -16,10 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from laws.blocks import Block, Computed, Slice
+from laws.merges import UPSAMPLINGS, lies, ratio, upsampled
 from laws.windows import Geometry, Kind, conv_geometry, pool_geometry, slide
 
 Phase = tuple[int, ...]
-Chooses = Callable[[str, int, int, int], bool]
+Met = tuple[str, int, int | Fraction, int]
+Chooses = Callable[[str, int, int | Fraction, int], bool]
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,23 @@ class Fragments:
         est: phases per spatial axis.
         step: input pixels between neighbouring samples of the original, per spatial axis.
         flat: a flatten with a window larger than one sample stands before; the map was kept.
+        up: an upsampling stands before.
     """
 
     parts: dict[Phase, Tensor]
     est: tuple[int, ...]
-    step: tuple[int, ...]
+    step: tuple[int | Fraction, ...]
     flat: bool = False
+    up: bool = False
+
+    def at(self, est: tuple[int, ...]) -> Fragments:
+        """The phases that a coarser lattice has."""
+        apart = [own // e for own, e in zip(self.est, est, strict=True)]
+        kept = {
+            phase: self.parts[tuple(r * k for r, k in zip(phase, apart, strict=True))]
+            for phase in product(*map(range, est))
+        }
+        return Fragments(kept, est, self.step, self.flat, self.up)
 
     def dense(self) -> Tensor:
         """[B, C, *(n * e)]; a vector per image counts as a map of one sample."""
@@ -80,12 +95,15 @@ class FragmentInterpreter(fx.Interpreter):
         model: the original.
         chooses: (layer, axis, step of the input, stride) -> whether the stride is removed there.
         window: extent of the map that a flatten takes in, where that is more than one sample.
+        merge: what upsamplings do with a denser map.
     """
 
-    def __init__(self, model: nn.Module, chooses: Chooses, window: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, chooses: Chooses, window: tuple[int, ...] | None = None, merge: str = "select"
+    ) -> None:
         super().__init__(fx.GraphModule(model, _Tracer().trace(model)), garbage_collect_values=False)
-        self.chooses, self.window = chooses, window
-        self.met: list[tuple[str, int, int, int]] = []
+        self.chooses, self.window, self.merge = chooses, window, merge
+        self.met: list[Met] = []
         self.calls: dict[str, int] = {}
         self.fits = True
 
@@ -109,6 +127,8 @@ class FragmentInterpreter(fx.Interpreter):
             divisor = getattr(module, "divisor_override", None)
             kind = Kind("avg", count_include_pad=module.count_include_pad, divisor=divisor)
             return self.slide(target, kind, pool_geometry(len(x.est), *sizes), x)
+        if isinstance(module, UPSAMPLINGS):
+            return self.upsampled(module, *args)
         if isinstance(module, nn.Flatten):
             return self.flatten(x, module)
         if isinstance(module, nn.Linear) and x.flat:
@@ -156,7 +176,17 @@ class FragmentInterpreter(fx.Interpreter):
             chosen.append(g.stride > 1 and self.chooses(layer, axis, step, g.stride))
         est = tuple(e * g.stride if c else e for e, g, c in zip(x.est, geometry, chosen, strict=True))
         steps = tuple(s * g.stride for s, g in zip(x.step, geometry, strict=True))
-        return Fragments(convolved(kind, geometry, x, chosen, est), est, steps)
+        return Fragments(convolved(kind, geometry, x, chosen, est), est, steps, up=x.up)
+
+    def upsampled(self, module: nn.Module, x: Fragments, like: Fragments | None = None) -> Fragments:
+        """An upsampling, by brute force."""
+        given = lies(module, x.est, x.step, like.step if like is not None else None)
+        parts = upsampled(module, x.parts, given, self.merge, like.parts if like is not None else {})
+        steps = []
+        for axis, own in enumerate(x.step):
+            u = ratio(module, axis, own, like.step[axis] if like is not None else None)
+            steps.append(own / u)
+        return Fragments(parts, tuple(one.left for one in given), tuple(steps), up=True)
 
     def flatten(self, x: Fragments, function: Any, *rest: Any) -> Fragments:
         if self.window is None:
@@ -180,17 +210,18 @@ class FragmentInterpreter(fx.Interpreter):
         fx.node.map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, Fragments) else None)
         if not found:
             return function(*args, **kwargs)
-        first = found[0]
-        assert all(x.est == first.est for x in found), "maps on different lattices meet"
+        est = tuple(map(gcd, *(x.est for x in found))) if len(found) > 1 else found[0].est
+        up = any(x.up for x in found)
+        assert up or all(x.est == est for x in found), "maps on different lattices meet"
         parts = {}
-        for phase in first.parts:
+        for phase in product(*map(range, est)):
 
             def own(a: Any, phase: Phase = phase) -> Any:
-                return a.parts[phase] if isinstance(a, Fragments) else a
+                return a.at(est).parts[phase] if isinstance(a, Fragments) else a
 
             values, named = fx.node.map_aggregate((args, kwargs), own)
             parts[phase] = function(*values, **named)
-        return Fragments(parts, first.est, first.step, flat=any(x.flat for x in found))
+        return Fragments(parts, est, found[0].step, flat=any(x.flat for x in found), up=up)
 
 
 _MAX_ARGUMENTS = "input kernel_size stride padding dilation ceil_mode"
@@ -217,10 +248,12 @@ class Choice(NamedTuple):
 Outputs = dict[str, Fragments]
 
 
-def run(model: nn.Module, x: Tensor, chooses: Chooses, window: tuple[int, ...] | None = None) -> Outputs:
+def run(
+    model: nn.Module, x: Tensor, chooses: Chooses, window: tuple[int, ...] | None = None, merge: str = "select"
+) -> Outputs:
     """The outputs of the dense network, as fragments; one alone is called "output"."""
     one = (1,) * (x.dim() - 2)
-    made = FragmentInterpreter(model, chooses, window).run(Fragments({(0,) * len(one): x}, one, one))
+    made = FragmentInterpreter(model, chooses, window, merge).run(Fragments({(0,) * len(one): x}, one, one))
     if isinstance(made, tuple):
         return {str(i): one for i, one in enumerate(made)}
     return made if isinstance(made, dict) else {"output": made}
@@ -231,12 +264,14 @@ def original(model: nn.Module, x: Tensor, window: tuple[int, ...] | None = None)
     return {name: made.dense() for name, made in run(model, x, lambda *_: False, window).items()}
 
 
-def dense(model: nn.Module, x: Tensor, choice: Choice, window: tuple[int, ...] | None = None) -> Outputs:
+def dense(
+    model: nn.Module, x: Tensor, choice: Choice, window: tuple[int, ...] | None = None, merge: str = "select"
+) -> Outputs:
     """The outputs of the dense network for a choice of layers."""
-    return run(model, x, rule(choice, window_ops(model, x, window)), window)
+    return run(model, x, rule(choice, window_ops(model, x, window)), window, merge)
 
 
-def window_ops(model: nn.Module, x: Tensor, window: tuple[int, ...] | None = None) -> list[tuple[str, int, int, int]]:
+def window_ops(model: nn.Module, x: Tensor, window: tuple[int, ...] | None = None) -> list[Met]:
     """(layer, axis, step of the input, stride) for every window op of a model, in order."""
     return _original(model, x, window).met
 
@@ -253,7 +288,7 @@ def _original(model: nn.Module, x: Tensor, window: tuple[int, ...] | None) -> Fr
     return interpreter
 
 
-def rule(choice: Choice, met: Sequence[tuple[str, int, int, int]]) -> Chooses:
+def rule(choice: Choice, met: Sequence[Met]) -> Chooses:
     """Which strides go: DESIGN, section 4, "Choosing"."""
 
     def named(layer: str, name: str) -> bool:

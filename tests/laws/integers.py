@@ -29,6 +29,13 @@ def integer_weights(module: nn.Module, rng: random.Random) -> None:
             flat[:, 0] += flat.abs().sum(1) == 0  # no channel is dead
             if part.bias is not None:
                 part.bias.data = draw(part.bias.shape, -2, 2)
+        elif isinstance(part, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            part.weight.data = draw(part.weight.shape, -1, 1)
+            part.weight.data[:, 0] += (
+                part.weight.data.abs().flatten(1).sum(1).eq(0).view(-1, *[1] * (part.weight.dim() - 2))
+            )
+            if part.bias is not None:
+                part.bias.data = draw(part.bias.shape, -2, 2)
         elif isinstance(part, nn.GroupNorm | nn.LayerNorm | nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d):
             # Not exact anyway: fractions keep the kinks of what follows, where gradients jump, away from integers.
             part.weight.data = 0.5 + torch.rand(part.weight.shape, generator=generator, dtype=torch.float64)

@@ -12,7 +12,7 @@ from torch import fx
 from densify import layers
 from densify.graphs.fx.write import Writer, est_of
 from densify.planning import Step
-from densify.rules.joins import phases_to_take, widest
+from densify.rules.joins import common, phases_to_take
 
 
 def on_fragments(writer: Writer, node: fx.Node, est: tuple[int, ...], read: Callable[[fx.Node], fx.Node]) -> fx.Node:
@@ -41,7 +41,7 @@ def _each_phase_of(function: Any) -> Callable[..., Any]:
 
 def rephased(writer: Writer, step: Step) -> dict[str, fx.Node]:
     """The fragments of operands whose phases are not those of the result, brought into its order, by key."""
-    wide = [widest(axes) for axes in zip(*(source.axes for source in step.sources), strict=True)]
+    wide = [common(axes) for axes in zip(*(source.axes for source in step.sources), strict=True)]
     found = {}
     for key, source in zip(step.site.inputs, step.sources, strict=True):
         phases = tuple(phases_to_take(*pair) for pair in zip(source.axes, wide, strict=True))
