@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from densify.graphs.fx.dilated import DilatedWriter
 from densify.graphs.fx.fragments import FragmentWriter
 from densify.graphs.fx.read import Names, network
 from densify.graphs.fx.trace import copied, on_meta, same_tensors, trace
+from densify.graphs.fx.write import ancestors
 from densify.heads import HEADS, apply_head
 from densify.lattice import PADDINGS, Lattice, number
 from densify.merging import MERGES
@@ -268,7 +269,8 @@ class Conversion:
 
     Attributes:
         options: how it is converted.
-        networks: by mode (False for eval), the ops as read.
+        root: the model on the meta device.
+        graphs, networks: by mode (False for eval), as traced, and the ops as read.
         plans: by mode, what becomes of them.
         failures: by mode, why there is no plan (train mode only: a failure of eval mode is raised).
     """
@@ -276,9 +278,9 @@ class Conversion:
     def __init__(self, model: nn.Module, options: Options, example: Example) -> None:
         _check(options)
         self.options = options
-        self._root = on_meta(model)
+        self.root = on_meta(model)
         self._names = Names()
-        self._graphs: dict[bool, fx.Graph] = {}
+        self.graphs: dict[bool, fx.Graph] = {}
         self.networks: dict[bool, Network] = {}
         self.plans: dict[bool, Plan] = {}
         self.failures: dict[bool, Exception] = {}
@@ -305,12 +307,29 @@ class Conversion:
 
     def _read(self, model: nn.Module, example: Tensor, *, training: bool) -> None:
         graph = trace(model, example, training=training)
-        read = network(graph, self._root, training=training, names=self._names)
+        read = network(graph, self.root, training=training, names=self._names)
         if not training:  # in train mode BatchNorm mixes images, and dropout is random, as they should
             read = apart.check(read, graph, model, len(example))
         for node in graph.nodes:
             node.meta.pop("value", None)  # what it was traced with may be large
-        self._graphs[training], self.networks[training] = graph, read
+        self.graphs[training], self.networks[training] = graph, read
+
+    def cut(self, ends: Mapping[str, str], *, chosen: bool = True) -> Conversion:
+        """The same network up to some of its tensors, in eval mode alone.
+
+        Args:
+            ends: names and keys of the tensors; the network returns them in a dict.
+            chosen: False for the original itself, with all its strides.
+        """
+        part, network, plan = copy.copy(self), self.networks[False], self.plans[False]
+        nodes = [node for node in self.graphs[False].nodes if node.name in ends.values()]
+        needed = {node.name for end in nodes for node in (end, *ancestors(end))}  # sizes of other maps, say
+        sites = {key: site for key, site in network.sites.items() if key in needed or site.op is None}
+        strides = plan.chosen if chosen else frozenset()
+        cut = Network(sites, dict(ends))
+        part.plans = {False: walk(cut, strides, padding=plan.padding, merge=plan.merge)}
+        part.failures = {True: ConversionError("a part of a network has no train mode.")}
+        return part
 
     def graph(self, mode: bool) -> fx.Graph | Exception:
         """The dense graph of one mode, or why there is none."""
@@ -318,7 +337,7 @@ class Conversion:
             return self.failures[mode]
         writer = FORMS[self.options.form]
         try:
-            return writer(self._graphs[mode], self._root, self.networks[mode], self.plans[mode]).run()
+            return writer(self.graphs[mode], self.root, self.networks[mode], self.plans[mode]).run()
         except ConversionError as error:
             if not mode:
                 raise

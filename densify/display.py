@@ -27,6 +27,7 @@ _MEANING = {
     "size": "the dense output has lattice times the original's samples",
     "phases": "every phase equals the original's layers on its fragment",
     "average": "the output is the mean of the dense map",
+    "shifts": "behind the merges the output is the average of what the original's layers make of every shift",
     "onnx": "ONNX Runtime equals torch",
     "same": "both networks have the same outputs",
 }

@@ -28,10 +28,12 @@ from densify.comparison import (
 from densify.conversion import Dense, build, inverse
 from densify.errors import UsageError
 from densify.graphs.fx.trace import same_tensors
-from densify.ops import AdaptivePool, Flatten, Identity, Map
+from densify.merge_laws import Merges, has_merges
+from densify.ops import AdaptivePool, Flatten, Identity, Map, Merged
 from densify.planning import Plan, at_sizes
 from densify.recipe import Options, Origin
 from densify.samples import Sample
+from densify.sampling import check_size, clear_of_borders, sample_grid
 
 
 def verify(
@@ -47,7 +49,8 @@ def verify(
     Law 1 (the grid) on every output and input; with padding="full" law 2 (sizes) and law 3 (all phases, against the
     other form); law 4 (the weights). Where the head
     has a fixed window, the original at other sizes than the reference is the fully convolutional one, which itself is
-    compared with the original at the reference size.
+    compared with the original at the reference size. Where upsamplings average or resample, laws 1 to 3 are checked on
+    the tensors in front of them, and what averages are made behind against brute force over all shifts.
 
     Args:
         model: the original; None for the dense network's own inverse, as a fine-tuned one needs.
@@ -77,12 +80,14 @@ def verify(
     checks = [_weights(original, dense)]
     with evaluating(original, dense, probe):
         reference = Reference(original, probe)
+        merges = Merges(original, probe) if has_merges(probe) else None
         other = _other_form(probe)
         checks += reference.check(tolerance)
         for index, sample in enumerate(samples):
             name, x = (sample.name, sample.tensor) if isinstance(sample, Sample) else (f"input {index}", sample)
             checks += _grid(reference, probe, x, name, tolerance)
             checks += _phases(reference, probe, other, x, name, tolerance)
+            checks += merges.check(x, name, tolerance) if merges is not None else []
             if probe is not dense:
                 checks += _averages(dense, probe, x, name, tolerance)
     return Report(tuple(checks))
@@ -145,18 +150,6 @@ def fixed_window(plan: Plan) -> bool:
     return False
 
 
-def sample_grid(dense: Tensor, one: Map, expected: Sequence[int]) -> Tensor:
-    """The original's samples of a dense map; `expected` are the original's spatial sizes."""
-    for index, (axis, size) in enumerate(zip(one.axes, expected, strict=True)):
-        stride, offset = axis.lattice
-        dim = dense.dim() - len(one.axes) + index
-        dense = dense.narrow(dim, min(offset, dense.shape[dim]), max(dense.shape[dim] - offset, 0))
-        dense = dense[(slice(None),) * dim + (slice(None, None, stride),)].narrow(
-            dim, 0, min(size, -(-dense.shape[dim] // stride))
-        )
-    return dense
-
-
 def _grid(reference: Reference, dense: Dense, x: Tensor, name: str, tolerance: Tolerance) -> list[Check]:
     expected = reference(x)
     actual = dict(named_outputs(dense(x.clone())))
@@ -170,44 +163,16 @@ def _grid(reference: Reference, dense: Dense, x: Tensor, name: str, tolerance: T
         want, have = expected[key], actual[key]
         labels = {"output": key, "input": name, "runtime": "torch", "lattice": tuple(map(tuple, one.lattices))}
         sizes = want.shape[want.dim() - len(one.axes) :]
-        on_grid = sample_grid(have, one, sizes)
-        note = ""
-        if not all(axis.exact for axis in one.axes):
-            want, on_grid, note = _clear_of_borders(want, on_grid, one, tuple(x.shape[2:]))
-        check = judge(want, on_grid, law="grid", shape=tuple(have.shape), **labels)
-        checks.append(replace(check, note=note) if note else check)
+        if one.merged is Merged.NOT:
+            note = ""
+            on_grid = sample_grid(have, one, sizes)
+            if not all(axis.exact for axis in one.axes):
+                want, on_grid, note = clear_of_borders(want, on_grid, one, tuple(x.shape[2:]))
+            check = judge(want, on_grid, law="grid", shape=tuple(have.shape), **labels)
+            checks.append(replace(check, note=note) if note else check)
         if dense.options.padding == "full":
-            checks.append(_size(sizes, have, one, labels))
+            checks.append(check_size(sizes, have, one, labels))
     return checks
-
-
-def _size(sizes: Sequence[int], have: Tensor, one: Map, labels: dict[str, Any]) -> Check:
-    wanted = tuple(size * axis.lattice.stride for size, axis in zip(sizes, one.axes, strict=True))
-    made = tuple(have.shape[have.dim() - len(wanted) :])
-    equal = made == wanted
-    return Check(
-        law="size", expected=wanted, actual=made, absolute=0.0 if equal else math.inf, worst=(), tolerance=0.0,
-        relative=0.0 if equal else math.inf, passed=equal, **labels,
-    )  # fmt: skip
-
-
-def _clear_of_borders(want: Tensor, have: Tensor, one: Map, image: tuple[int, ...]) -> tuple[Tensor, Tensor, str]:
-    """Only the samples whose receptive fields lie inside the image."""
-    for index, (axis, size) in enumerate(zip(one.axes, image, strict=True)):
-        dim = want.dim() - len(one.axes) + index
-        stride, offset = axis.lattice
-        count = min(want.shape[dim], have.shape[dim])
-        clear = [
-            i
-            for i in range(count)
-            if axis.field is not None
-            and axis.field.first + (offset + i * stride) * axis.pitch >= 0
-            and axis.field.last + (offset + i * stride) * axis.pitch < size
-        ]
-        index_tensor = torch.tensor(clear, dtype=torch.long, device=want.device)
-        want, have = want.index_select(dim, index_tensor), have.index_select(dim, index_tensor)
-    note = "clear of the borders only" if want.numel() else "no sample is clear of the borders: nothing to compare"
-    return want, have, note
 
 
 def _other_form(dense: Dense) -> Dense | None:

@@ -45,21 +45,31 @@ def image_of(graph: fx.Graph) -> fx.Node:
     return image
 
 
-def run_at(graph: fx.Graph, root: nn.Module, shape: Sequence[int], last: fx.Node | None = None) -> dict[fx.Node, Any]:
+def run_at(
+    graph: fx.Graph,
+    root: nn.Module,
+    shape: Sequence[int],
+    last: fx.Node | None = None,
+    dtype: torch.dtype | None = None,
+) -> dict[fx.Node, Any]:
     """What the nodes of a graph are for an image of this shape: tensors on the meta device, and numbers.
 
     Nodes that do not run at this size are left out, and what depends on them.
 
     Args:
         last: the node to stop at.
+        dtype: of the image; default that of the example, where the graph still has it.
     """
     image = image_of(graph)
-    values: dict[fx.Node, Any] = {image: torch.empty(tuple(shape), dtype=image.meta["value"].dtype, device="meta")}
+    values: dict[fx.Node, Any] = {
+        image: torch.empty(tuple(shape), dtype=dtype or image.meta["value"].dtype, device="meta")
+    }
     runner = fx.Interpreter(fx.GraphModule(nn.Module(), fx.Graph()))
     runner.module = root
     for node in graph.nodes:
         if node.op == "placeholder":
-            values.setdefault(node, node.meta["value"])
+            if node is not image and "value" in node.meta:
+                values[node] = node.meta["value"]
             continue
         if node.op == "output" or node.target is guard or any(source not in values for source in node.all_input_nodes):
             continue

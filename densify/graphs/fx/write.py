@@ -127,7 +127,7 @@ class Writer:
                 self.fragments[node] = self.into_fragments(node, step.map)
             return self.fragments[node]
         number = step is not None and (isinstance(step.op, Values) or step.op == ShapeOf(total=True))
-        sized = step is not None or any(source.name in self.plan.steps for source in _ancestors(node))
+        sized = step is not None or any(source.name in self.plan.steps for source in ancestors(node))
         fixed = step is None and node.meta["tensor"] and not node.meta["counts"]  # a tensor of one shape
         if node in self.env and (number or fixed or not sized or set(est) == {1}):
             return self.env[node]
@@ -152,7 +152,7 @@ class Writer:
 
     def est_around(self, node: fx.Node) -> tuple[int, ...]:
         """The eST of the first tensor that a node follows from."""
-        return next(est_of(self.plan.steps[s.name].map) for s in _ancestors(node) if s.name in self.plan.steps)
+        return next(est_of(self.plan.steps[s.name].map) for s in ancestors(node) if s.name in self.plan.steps)
 
     def numbers(self, node: fx.Node, source: fx.Node, est: tuple[int, ...]) -> fx.Node:
         """An argument on fragments: arithmetic on tensors takes the original's numbers, shapes count the fragments."""
@@ -165,7 +165,7 @@ class Writer:
 
     def of_tokens(self, number: fx.Node) -> bool:
         """Whether a number is taken from the shape of a tensor that exists as fragments alone."""
-        steps = [self.plan.steps.get(one.name) for one in (number, *_ancestors(number))]
+        steps = [self.plan.steps.get(one.name) for one in (number, *ancestors(number))]
         shapes = [step for step in steps if step is not None and isinstance(step.op, ShapeOf)]
         return any(step.site.layout is Layout.MIXED and not step.sources[0].untouched for step in shapes)
 
@@ -204,7 +204,8 @@ class Writer:
     def output(self, node: fx.Node) -> None:
         """The outputs in the original's structure, as the head option has them."""
         moved = {
-            self.by_name[key]: self.by_name[self.plan.network.outputs[name]] for name, key in self.full.outputs.items()
+            self.by_name[key]: self.by_name[self.plan.network.outputs.get(name, key)]
+            for name, key in self.full.outputs.items()
         }
 
         def place(source: fx.Node) -> fx.Node:
@@ -216,7 +217,11 @@ class Writer:
                 return self.call(layers.average, made, len(self.plan.steps[kept.name].map.axes))
             return made
 
-        self.new.output(fx.map_arg(node.args[0], place))
+        ends = self.plan.network.outputs
+        if ends.keys() == self.full.outputs.keys():
+            self.new.output(fx.map_arg(node.args[0], place))
+        else:  # tensors in the network's midst, see Conversion.cut
+            self.new.output({name: place(self.by_name[key]) for name, key in ends.items()})
 
 
 def _counted(node: fx.Node) -> ConversionError:
@@ -226,7 +231,8 @@ def _counted(node: fx.Node) -> ConversionError:
     )
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    """All nodes that a node follows from."""
     found, stack = set(), list(node.all_input_nodes)
     while stack:
         current = stack.pop()

@@ -1,0 +1,205 @@
+"""What merge="average" means, by brute force: the original's own ops on every shift, each result put in its place.
+
+This is for verification: slow and plain, and shares no code with the layers that it checks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from densify.conversion import Dense
+from densify.graphs.fx.probe import run_at
+from densify.graphs.fx.readers.upsampling import transposed_arguments
+from densify.graphs.fx.registry import Call
+from densify.ops import DenseWindowed, Map, Merge, Merged, ShapeOf, Transposed
+from densify.planning import Step
+
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+Parts = dict[tuple[int, ...], Tensor]
+
+
+def borders(dense: Dense) -> dict[str, str]:
+    """Names and keys of the tensors in front of all merges, with which :class:`Shifts` begins."""
+    steps = dense.plan.steps
+    needed = set[str]().union(*(dense.plan.network.ancestors(key) for key in dense.plan.network.outputs.values()))
+    behind = [step for key, step in steps.items() if key in needed and step.map.merged is not Merged.NOT]
+    keys = dict.fromkeys(key for step in behind for key in step.site.inputs)
+    fronts = [
+        steps[key] for key in keys if steps[key].map.merged is Merged.NOT and not isinstance(steps[key].op, ShapeOf)
+    ]
+    layers = Counter(step.site.layer for step in fronts)
+    return {
+        step.site.layer if layers[step.site.layer] == 1 else f"{step.site.layer} ({step.site.key})": step.site.key
+        for step in fronts
+    }
+
+
+class Shifts:
+    """The part of a network behind its merges, on every phase by itself.
+
+    Args:
+        dense: a network with merges that average.
+    """
+
+    def __init__(self, dense: Dense) -> None:
+        self.dense, self.steps = dense, dense.plan.steps
+        self.graph = dense.conversion.graphs[False]
+        self.nodes = {node.name: node for node in self.graph.nodes}
+
+    @property
+    def fits(self) -> bool:
+        """False where a stride behind a merge mixes phases, or a map is resampled: there is no shift to run on."""
+        behind = [step for step in self.steps.values() if step.map.merged is not Merged.NOT]
+        return not any(
+            (
+                isinstance(step.op, DenseWindowed)
+                and any((w.stride > 1 and w.est > 1) or w.chosen for w in step.op.windows)
+            )
+            or (isinstance(step.op, Merge) and step.op.how == "resample")
+            for step in behind
+        )
+
+    def __call__(self, image: Tensor, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs behind merges.
+
+        Args:
+            image: [B, C, *spatial].
+            given: the dense maps in front of the merges by key, see :func:`borders`.
+        """
+        root = self.dense.conversion.root
+        numbers = run_at(self.graph, root, image.shape, dtype=image.dtype)
+        found = {key: _taken_apart(value, self.steps[key].map) for key, value in given.items()}
+        for key, step in self.steps.items():
+            if step.map.merged is Merged.NOT or isinstance(step.op, ShapeOf):
+                continue
+            if all(source in found or isinstance(self.steps[source].op, ShapeOf) for source in step.site.inputs):
+                found[key] = self._made(step, found, numbers)
+        outputs = self.dense.plan.network.outputs
+        return {name: _together(found[key], self.steps[key].map) for name, key in outputs.items() if key in found}
+
+    def _made(self, step: Step, found: Mapping[str, Parts], numbers: Mapping[fx.Node, Any]) -> Parts:
+        """One op on every phase; merges at their places."""
+        if isinstance(step.op, Merge):
+            phases = list(product(*(range(s.est if step.op.how == "average" else s.left) for s in step.op.spreads)))
+        else:
+            phases = list(product(*(range(axis.lattice.stride) for axis in step.map.axes)))
+        made = {}
+        for phase in phases:
+            own = {key: _phase_of(found[key], phase, step) for key in step.site.inputs if key in found}
+            made[phase] = self._run(step, own, numbers)
+        if not isinstance(step.op, Merge):
+            return made
+        whole = _placed(made, step.op)
+        if isinstance(step.op.op, Transposed) and step.op.how == "average":
+            whole = self._finished(step, step.op, step.op.op, whole)
+        return _taken_apart(whole, step.map)
+
+    def _run(self, step: Step, own: Mapping[str, Tensor], numbers: Mapping[fx.Node, Any]) -> Tensor:
+        node = self.nodes[step.site.key]
+
+        def value(source: fx.Node) -> Any:
+            if source.name in own:
+                return own[source.name]
+            if source.op == "get_attr":
+                return _attribute(self.dense.source, str(source.target))
+            known = numbers.get(source)
+            return known if known is not None and not isinstance(known, Tensor) else call(source)
+
+        def call(source: fx.Node) -> Any:
+            args, kwargs = fx.map_arg((source.args, source.kwargs), value)
+            if source.op == "call_module":
+                return self.dense.source.get_submodule(str(source.target))(*args, **kwargs)
+            if source.op == "call_method":
+                return getattr(args[0], str(source.target))(*args[1:], **kwargs)
+            assert callable(source.target)
+            return source.target(*args, **kwargs)
+
+        if isinstance(step.op, Merge) and isinstance(step.op.op, Transposed) and step.op.how == "average":
+            return self._uncropped(step, step.op.op, own[step.site.inputs[0]], value)
+        made: Tensor = call(node)
+        return made
+
+    def _given(self, step: Step) -> dict[str, Any]:
+        node = self.nodes[step.site.key]
+        module = self.dense.source.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return transposed_arguments(Call(node, module, (self.nodes[step.site.inputs[0]],)))
+
+    def _uncropped(self, step: Step, op: Transposed, x: Tensor, value: Any) -> Tensor:
+        """A transposed convolution before its padding is cropped and its bias added."""
+        given = fx.map_arg(self._given(step), value)
+        strides, dilations = [w.stride for w in op.windows], [w.dilation for w in op.windows]
+        return _TRANSPOSED[len(op.windows)](
+            x, given["weight"], None, strides, 0, list(op.extra), given["groups"], dilations
+        )
+
+    def _finished(self, step: Step, merge: Merge, op: Transposed, y: Tensor) -> Tensor:
+        for axis, (window, spread) in enumerate(zip(op.windows, merge.spreads, strict=True)):
+            crop = window.low * spread.left
+            y = y.narrow(2 + axis, crop, y.shape[2 + axis] - 2 * crop)
+        bias = fx.map_arg(self._given(step)["bias"], lambda node: _attribute(self.dense.source, str(node.target)))
+        return y if bias is None else y + bias.view(-1, *[1] * len(op.windows))
+
+
+def _attribute(root: Any, path: str) -> Any:
+    for name in path.split("."):
+        root = getattr(root, name)
+    return root
+
+
+def _taken_apart(x: Tensor, one: Map) -> Parts:
+    """The phases of a dense map."""
+    found = {}
+    for phase in product(*(range(axis.lattice.stride) for axis in one.axes)):
+        index: Any = (..., *(slice(r, None, axis.lattice.stride) for r, axis in zip(phase, one.axes, strict=True)))
+        found[phase] = x[index]
+    return found
+
+
+def _together(parts: Parts, one: Map) -> Tensor:
+    some = next(iter(parts.values()))
+    sizes = [n * axis.lattice.stride for n, axis in zip(some.shape[2:], one.axes, strict=True)]
+    whole = some.new_empty((*some.shape[:2], *sizes))
+    for phase, part in parts.items():
+        index: Any = (..., *(slice(r, None, axis.lattice.stride) for r, axis in zip(phase, one.axes, strict=True)))
+        whole[index] = part
+    return whole
+
+
+def _phase_of(parts: Parts, phase: tuple[int, ...], step: Step) -> Tensor:
+    """The phase of a map that belongs to one of the result: the same, or of a denser map that of the same shift."""
+    have = [1 + max(column) for column in zip(*parts, strict=True)]
+    merges = isinstance(step.op, Merge)
+    est = have if merges else [axis.lattice.stride for axis in step.map.axes]
+    return parts[tuple(r * (h // e) for r, h, e in zip(phase, have, est, strict=True))]
+
+
+def _placed(made: Parts, merge: Merge) -> Tensor:
+    """Every shift's result at its place, and the mean of those that reach a sample; in front of all, the next."""
+    some = next(iter(made.values()))
+    sizes = [spread.left * n for spread, n in zip(merge.spreads, some.shape[2:], strict=True)]
+    total, count = some.new_zeros((*some.shape[:2], *sizes)), some.new_zeros((1, 1, *sizes))
+    for phase, part in made.items():
+        place: Any = [...]
+        begun: Any = [...]
+        for r, spread, n, size in zip(phase, merge.spreads, part.shape[2:], sizes, strict=True):
+            start = min(r * spread.hop, size)
+            place.append(slice(start, None, spread.left))
+            begun.append(slice(0, min(n, len(range(start, size, spread.left)))))
+        total[tuple(place)] += part[tuple(begun)]
+        count[tuple(place)] += 1
+    total /= count.clamp(min=1)
+    for axis, (spread, size) in enumerate(zip(merge.spreads, sizes, strict=True)):
+        starts = sorted({phase[axis] * spread.hop for phase in made})
+        source = list(range(size))
+        for t in range(min(max(starts), size)):
+            later = [t + k * spread.left for k in range(size) if t + k * spread.left < size]
+            source[t] = next((s for s in later if any(s >= b and (s - b) % spread.left == 0 for b in starts)), t)
+        total = total.index_select(2 + axis, torch.tensor(source, device=total.device))
+    return total
