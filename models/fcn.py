@@ -170,7 +170,7 @@ def of_vgg16(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], source: s
     for name in ("fc6.weight", "fc7.weight"):
         matrix, kernel = renamed.get(name), own[name]
         if matrix is not None and matrix.shape == (kernel.shape[0], kernel[0].numel()):
-            renamed[name] = matrix.view(kernel.shape)  # the Linear's columns are in the order of maps, rows, columns
+            renamed[name] = matrix.reshape(kernel.shape)  # the Linear's columns are in the order of maps, rows, columns
     wanted = {f"{layer}.{kind}" for layer in names.values() for kind in ("weight", "bias")}
     return fit({name: tensor for name, tensor in own.items() if name in wanted}, renamed, source)
 
