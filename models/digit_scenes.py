@@ -1,13 +1,14 @@
 """Scenes of handwritten digits: scikit-learn's 8x8 scans, enlarged and pasted into textured colour images.
 
 An image here is a float32 array [height, width, 3] of RGB in [0, 1]; a digit's centre is (x, y) in pixels, where the
-middle of the top left pixel is (0, 0). Everything random comes from the generator that is passed in.
+middle of the top left pixel is (0, 0). A map of labels is a uint8 array [height, width]: the class of the digit whose
+ink covers a pixel at least by half, or BACKGROUND. Everything random comes from the generator that is passed in.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,13 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 Array = NDArray[np.float32]
+Labels = NDArray[np.uint8]
+Pixels = TypeVar("Pixels", Array, Labels)
 
 SMALLEST, LARGEST = 20, 24  # side of a pasted digit in pixels
 SPACING = 28  # least distance of two digits along the axis where they are farther apart
+BACKGROUND = 10  # the label of a pixel without ink; 0 to 9 are the digits
+COVERED = 0.5  # least share of ink in a pixel that counts as the digit's
 HELD_OUT = 497  # of 1797 digits, never seen in training
 
 
@@ -41,9 +46,10 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image [height, width, 3] and the digits in it."""
+    """An image [height, width, 3], the labels [height, width] of its pixels, and the digits in it."""
 
     image: Array
+    labels: Labels
     digits: tuple[Placed, ...]
 
 
@@ -92,13 +98,19 @@ def ink_colour(rng: np.random.Generator, behind: Array) -> Array:
     return np.clip(level + rng.uniform(-0.12, 0.12, 3), 0, 1).astype(np.float32)
 
 
-def paste(rng: np.random.Generator, image: Array, ink: Array, x: int, y: int) -> None:
-    """Draw one digit into the image, its centre at (x, y)."""
+def paste(rng: np.random.Generator, image: Array, ink: Array, x: int, y: int) -> tuple[slice, slice, Array]:
+    """Draw one digit into the image, its centre at (x, y).
+
+    Returns:
+        The rows and the columns that it takes, and the share of ink [rows, columns] of its pixels.
+    """
     width, height = rng.integers(SMALLEST, LARGEST + 1, 2)
-    alpha = np.clip(resized(ink, int(width), int(height)), 0, 1)[..., None]
+    covered = np.clip(resized(ink, int(width), int(height)), 0, 1)
     top, left = y - int(height) // 2, x - int(width) // 2
-    window = image[top : top + int(height), left : left + int(width)]
+    rows, columns = slice(top, top + int(height)), slice(left, left + int(width))
+    window, alpha = image[rows, columns], covered[..., None]
     window[:] = window * (1 - alpha) + ink_colour(rng, window) * alpha
+    return rows, columns, covered
 
 
 def free_places(rng: np.random.Generator, height: int, width: int, count: int, margin: int) -> list[tuple[int, int]]:
@@ -116,15 +128,20 @@ def free_places(rng: np.random.Generator, height: int, width: int, count: int, m
 def scene(rng: np.random.Generator, digits: Digits, height: int, width: int, count: int, margin: int) -> Scene:
     """A textured image with up to `count` of the digits at random places."""
     image = texture(rng, height, width)
+    labels = np.full((height, width), BACKGROUND, np.uint8)
     placed = []
     for x, y in free_places(rng, height, width, count, margin):
         chosen = int(rng.integers(len(digits.classes)))
-        paste(rng, image, digits.ink[chosen], x, y)
+        rows, columns, covered = paste(rng, image, digits.ink[chosen], x, y)
+        labels[rows, columns][covered >= COVERED] = digits.classes[chosen]
         placed.append(Placed(x, y, int(digits.classes[chosen])))
-    return Scene(image, tuple(placed))
+    return Scene(image, labels, tuple(placed))
 
 
-def crop(image: Array, x: int, y: int, side: int) -> Array:
-    """The square patch [side, side, 3] around (x, y); for an even side, pixel side // 2 of the patch is (x, y)."""
+def crop(image: Pixels, x: int, y: int, side: int) -> Pixels:
+    """The square patch [side, side, ...] around (x, y) of an image or of labels.
+
+    For an even side, pixel side // 2 of the patch is (x, y).
+    """
     top, left = y - side // 2, x - side // 2
     return image[top : top + side, left : left + side]

@@ -115,17 +115,21 @@ def report(net: DigitNet, data: Patches) -> None:
         )
 
 
-def write_samples(folder: Path, digits: Digits, seed: int) -> None:
-    """Two scenes and one patch of the digits as PNG, and where their digits are as labels.json."""
+def samples(digits: Digits, seed: int) -> dict[str, Scene]:
+    """Two scenes and one patch of the digits, under the names of their files."""
     rng = np.random.default_rng(seed)
-    samples = {
+    return {
         "scene1.png": scene(rng, digits, height=119, width=161, count=9, margin=SIDE // 2),
         "scene2.png": scene(rng, digits, height=144, width=200, count=12, margin=SIDE // 2),
         "patch.png": single(rng, digits),
     }
+
+
+def write_samples(folder: Path, digits: Digits, seed: int) -> None:
+    """Two scenes and one patch of the digits as PNG, and where their digits are as labels.json."""
     folder.mkdir(exist_ok=True)
     labels = {}
-    for name, made in samples.items():
+    for name, made in samples(digits, seed).items():
         Image.fromarray(as_bytes(made.image)).save(folder / name, optimize=True)
         labels[name] = [{"x": digit.x, "y": digit.y, "class": digit.digit} for digit in made.digits]
     (folder / "labels.json").write_text(json.dumps(labels, indent=1) + "\n")
@@ -135,7 +139,8 @@ def single(rng: np.random.Generator, digits: Digits) -> Scene:
     """One digit in the middle of a patch [SIDE, SIDE, 3]."""
     made = scene(rng, digits, height=64, width=64, count=1, margin=SIDE // 2)
     (digit,) = made.digits
-    return Scene(crop(made.image, digit.x, digit.y, SIDE), (Placed(SIDE // 2, SIDE // 2, digit.digit),))
+    image, labels = crop(made.image, digit.x, digit.y, SIDE), crop(made.labels, digit.x, digit.y, SIDE)
+    return Scene(image, labels, (Placed(SIDE // 2, SIDE // 2, digit.digit),))
 
 
 def main() -> None:
