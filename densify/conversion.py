@@ -19,9 +19,9 @@ from densify.graphs.fx.read import Names, network
 from densify.graphs.fx.trace import copied, on_meta, same_tensors, trace
 from densify.graphs.fx.write import ancestors
 from densify.heads import HEADS, apply_head
-from densify.lattice import PADDINGS, Lattice, number
+from densify.lattice import PADDINGS, number
 from densify.merging import MERGES
-from densify.ops import Map
+from densify.ops import Lattices, Map
 from densify.planning import Network, Plan, walk
 from densify.recipe import Options, Origin, Recipe, digests
 
@@ -100,8 +100,11 @@ class Dense(nn.Module):
         return self
 
     @property
-    def lattices(self) -> dict[str, tuple[Lattice, ...]]:
-        """For every output tensor, where the original's samples lie, per spatial axis."""
+    def lattices(self) -> dict[str, Lattices]:
+        """For every output tensor, where the original's samples lie, per spatial axis.
+
+        An output that upsamplings made of several phases is marked, see :class:`densify.ops.Lattices`.
+        """
         return self.plan.lattices
 
     @property

@@ -71,7 +71,8 @@ def show_conversion(document: Document, *, verbose: bool = False) -> None:
     _line(screen, f"{document['model']}: {_strides(chosen)}")
     for name, axes in document["lattices"].items():
         if axes:
-            _line(screen, f"{name}: {_density(axes)}{_places(document['positions'].get(name, ()))}")
+            density = _MERGED.get(document["merged"][name], _density(axes))
+            _line(screen, f"{name}: {density}{_places(document['positions'].get(name, ()))}")
     screen.print()
     show_report(document, verbose=verbose)
 
@@ -134,10 +135,17 @@ def show_plan(document: Document) -> None:
     if document["wrapped"]:
         kinds = Counter(wrapped["op"] for wrapped in document["wrapped"])
         _line(screen, f"phase by phase: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
+    for merge in document["merges"]:
+        _line(screen, f"merge: {merge['name']} {_merge(merge)}")
+    for output in document["outputs"]:
+        if output["merged"]:
+            _line(screen, f"{output['name']}: {_MERGED[output['merged']]}")
     for waste in document["wasted"]:
         used = f"{waste['used']} of {waste['phases']} phases of its input"
         _line(screen, f"waste: {waste['name']} keeps its stride, so that axis {waste['axis']} uses {used}")
-    if document["exact"]:
+    if any(output["merged"] for output in document["outputs"]):
+        _line(screen, "exact: what lies in front of the merges; behind them the laws are those that verify lists")
+    elif document["exact"]:
         _line(screen, "exact: every sample of the original lies in the dense output, unchanged")
     else:
         screen.print('exact: clear of the borders only: padding="same" changes what border windows see')
@@ -228,6 +236,21 @@ def _output(output: Document) -> dict[str, str]:
 
 
 # ---- words ---------------------------------------------------------------------------------------
+
+
+_MERGED = {"average": "the average of the original over its shifts", "new": "a network of its own, to be trained"}
+
+
+def _merge(merge: Document) -> str:
+    """What becomes of the phases that an upsampling meets."""
+    before, after = _axes(merge["from"]), _axes(merge["to"])
+    shared = [e // left for e, left in zip(merge["from"], merge["to"], strict=True)]
+    verb = {
+        "select": f"keeps one of {_shape(shared)} shifts",
+        "average": f"averages {_shape(shared)} shifts",
+        "resample": "reads between the samples",
+    }[merge["how"]]
+    return f"{verb} of a map with a sample every {_axes(merge['step'])} pixels (eST {before} -> {after})"
 
 
 def _strides(chosen: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ A reader turns a node of a torch.fx or ONNX graph into one of these ops; a rule 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
@@ -43,6 +43,29 @@ class Merged(Enum):
     NEW = "new"
 
 
+class Lattices(tuple[Lattice, ...]):
+    """The lattice of every spatial axis of a tensor, in order.
+
+    Attributes:
+        merged: "" where ``original[i] == dense[offset + i * stride]``; "average" where the tensor is the average of the
+            original's over its shifts; "new" where it is that of a network of its own (see :class:`Merged`).
+    """
+
+    merged: str
+
+    def __new__(cls, axes: Iterable[Lattice] = (), merged: Merged | str = Merged.NOT) -> Lattices:
+        made = super().__new__(cls, axes)
+        made.merged = merged.value if isinstance(merged, Merged) else merged
+        return made
+
+    def __getnewargs__(self) -> tuple[tuple[Lattice, ...], str]:
+        return tuple(self), self.merged
+
+    def __repr__(self) -> str:
+        mark = f", merged={self.merged!r}" if self.merged else ""
+        return f"({', '.join(map(repr, self))}{',' if len(self) == 1 and not mark else ''}{mark})"
+
+
 @dataclass(frozen=True)
 class Map:
     """What is known of a tensor: its spatial axes, and whether the original still has them.
@@ -60,8 +83,8 @@ class Map:
     merged: Merged = Merged.NOT
 
     @property
-    def lattices(self) -> tuple[Lattice, ...]:
-        return tuple(axis.lattice for axis in self.axes)
+    def lattices(self) -> Lattices:
+        return Lattices((axis.lattice for axis in self.axes), self.merged)
 
     @property
     def untouched(self) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from densify.errors import ConversionError, Refusal, RefusedError
-from densify.lattice import Axis, Lattice
+from densify.lattice import Axis
 from densify.ops import (
     AdaptivePool,
     Channelwise,
@@ -18,6 +18,7 @@ from densify.ops import (
     Flatten,
     Identity,
     Join,
+    Lattices,
     Layout,
     Map,
     Merge,
@@ -28,6 +29,7 @@ from densify.ops import (
     PhaseWise,
     Pointwise,
     Sliding,
+    Transposed,
     Upsampling,
     Windowed,
 )
@@ -130,9 +132,9 @@ class Plan:
         return {name: self.steps[key].map for name, key in self.network.outputs.items()}
 
     @property
-    def lattices(self) -> dict[str, tuple[Lattice, ...]]:
-        """The lattice of every output, per spatial axis."""
-        return {name: () if self.head == "average" else one.lattices for name, one in self.outputs.items()}
+    def lattices(self) -> dict[str, Lattices]:
+        """The lattice of every output, per spatial axis, marked where it is made of several phases."""
+        return {name: Lattices() if self.head == "average" else one.lattices for name, one in self.outputs.items()}
 
     @property
     def exact(self) -> bool:
@@ -154,7 +156,8 @@ class Plan:
     @property
     def cost(self) -> tuple[int, int]:
         """Multiply-additions per image at the reference size: the original's and the dense network's."""
-        work = [(s.site.work, s.map.axes) for s in self.steps.values() if s.site.work]
+        worked = [step for step in self.steps.values() if step.site.work]
+        work = [(s.site.work, (s.sources[0] if isinstance(s.site.op, Transposed) else s.map).axes) for s in worked]
         return (
             sum(each * prod(axis.size for axis in axes) for each, axes in work),
             sum(each * prod(axis.dense for axis in axes) for each, axes in work),
@@ -299,12 +302,10 @@ def _lost_density(network: Network, steps: Mapping[str, Step]) -> list[Refusal]:
     ends = [steps[key].map for key in network.outputs.values()]
     if any(lattice.stride > 1 for end in ends for lattice in end.lattices):
         return []
+    found = [step.site for step in steps.values() if isinstance(step.op, Merge) and step.op.how == "select"]
     reason = "it meets the denser map as an upsampling, and takes all of the new density away from every output"
-    return [
-        Refusal(step.site.layer, reason + _operands(network, step.site), _MERGES, step.site.where)
-        for step in steps.values()
-        if isinstance(step.op, Merge) and step.op.how == "select"
-    ]
+    more = f"; so do {', '.join(site.layer for site in found[1:])}" if found[1:] else ""
+    return [Refusal(s.layer, reason + _operands(network, s) + more, _MERGES, s.where) for s in found[:1]]
 
 
 _MERGES = (

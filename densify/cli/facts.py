@@ -17,6 +17,7 @@ from densify.ops import (
     GlobalPool,
     Identity,
     Linear,
+    Merge,
     PhaseWise,
     Pointwise,
     Rows,
@@ -74,6 +75,8 @@ def plan_facts(plan: Plan) -> Facts:
         "outputs": [_output(plan, name) for name in plan.outputs],
         "cost": {"original": before, "dense": after, "ratio": after / before if before else None},
         "wrapped": [{"name": name, "op": kind} for name, kind in plan.wrapped.items()],
+        "merge": plan.merge,
+        "merges": [_merge(step, step.op) for step in plan.steps.values() if isinstance(step.op, Merge)],
         "wasted": [fact for step in plan.steps.values() for fact in _waste(step)],
         "exact": plan.exact,
     }
@@ -93,9 +96,30 @@ def _change(step: Step) -> Facts | None:
         if all(source.untouched for source in step.sources):
             return None
         return fact | {"becomes": "phase by phase"}
+    if isinstance(step.op, Merge):
+        return fact | {"becomes": _MERGES[step.op.how]}
     if isinstance(step.op, Identity) and isinstance(step.site.op, AdaptivePool | Flatten | GlobalPool):
         return fact | {"becomes": "left out"}
     return None
+
+
+_MERGES = {
+    "select": "some of the phases",
+    "average": "the average over shifts",
+    "resample": "read from the denser map",
+}
+
+
+def _merge(step: Step, op: Merge) -> Facts:
+    """An upsampling that meets a denser map: eST before and after, and the step of that map in input pixels."""
+    return {
+        "name": step.site.layer,
+        "op": step.site.kind,
+        "how": op.how,
+        "from": [spread.est for spread in op.spreads],
+        "to": [spread.left for spread in op.spreads],
+        "step": [number(axis.pitch) for axis in step.sources[0].axes],
+    }
 
 
 def _window_changes(windows: tuple[DenseWindow, ...]) -> Facts:
@@ -123,6 +147,7 @@ def _output(plan: Plan, name: str) -> Facts:
         "positions": [place._asdict() for place in places],
         "repeated": [sum(axis.repeated) for axis in one.axes],
         "averaged": plan.head == "average",
+        "merged": one.merged.value,
     }
 
 

@@ -38,6 +38,8 @@ class Form(StrEnum):
 
 class Merge(StrEnum):
     select = "select"
+    average = "average"
+    resample = "resample"
 
 
 class Init(StrEnum):
@@ -94,7 +96,9 @@ HeadOption = Annotated[
     Head, typer.Option("--head", help="dense: map of predictions; average: its mean; features; cam.")
 ]
 FormOption = Annotated[Form, typer.Option("--form", help="dilated, or fragments: phases in the batch; same numbers.")]
-MergeOption = Annotated[Merge, typer.Option("--merge", help="What an upsampling does on a denser map.")]
+MergeOption = Annotated[
+    Merge, typer.Option("--merge", help="In upsamplings: select phases, average all shifts, or resample.")
+]
 
 InputSizeOption = Annotated[
     str | None,
