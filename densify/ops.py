@@ -126,7 +126,13 @@ class Conv(Windowed):
 
 @dataclass(frozen=True)
 class MaxPool(Windowed):
-    """A max pooling; its padding never wins."""
+    """A max pooling; its padding never wins.
+
+    Attributes:
+        indices: it makes a second map, of where the maxima came from.
+    """
+
+    indices: bool = False
 
 
 @dataclass(frozen=True)

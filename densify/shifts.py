@@ -18,7 +18,7 @@ from densify.conversion import Dense
 from densify.graphs.fx.probe import run_at
 from densify.graphs.fx.readers.upsampling import transposed_arguments
 from densify.graphs.fx.registry import Call
-from densify.ops import DenseWindowed, Map, Merge, Merged, ShapeOf, Transposed
+from densify.ops import DenseWindowed, Map, Merge, Merged, ShapeOf, Transposed, Unpool
 from densify.planning import Step
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -190,8 +190,12 @@ def _placed(made: Parts, merge: Merge) -> Tensor:
         begun: Any = [...]
         for r, spread, n, size in zip(phase, merge.spreads, part.shape[2:], sizes, strict=True):
             start = min(r * spread.hop, size)
+            count_here = min(n, len(range(start, size, spread.left)))
+            late = (
+                start // spread.left if isinstance(merge.op, Unpool) else 0
+            )  # its indices are those of the map itself
             place.append(slice(start, None, spread.left))
-            begun.append(slice(0, min(n, len(range(start, size, spread.left)))))
+            begun.append(slice(late, late + count_here))
         total[tuple(place)] += part[tuple(begun)]
         count[tuple(place)] += 1
     total /= count.clamp(min=1)

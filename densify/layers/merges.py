@@ -15,22 +15,27 @@ from densify.merging import Spread
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
-def spread_phases(y: Tensor, kept: Sequence[int], spreads: Sequence[Spread]) -> Tensor:
+def spread_phases(y: Tensor, kept: Sequence[int], spreads: Sequence[Spread], placed: bool = False) -> Tensor:
     """[B * prod(kept), C, *n] -> [B, C, *(n * left)]: what an upsampling made of the first phases, where it belongs.
 
     Where several phases fall on a sample, their mean; where none reaches (in front, with hops), the next of its phase.
+
+    Args:
+        y: fragments, the first `kept` phases per axis.
+        spreads: where they come to lie.
+        placed: they are not late: indices (of max_unpool) put every sample where it belongs.
     """
     count = len(spreads)
     y = y.unflatten(0, (y.shape[0] // math.prod(kept), *kept))
     for axis, (spread, phases) in enumerate(zip(spreads, kept, strict=True)):
         parts = y.unbind(1)
         dim = parts[0].dim() - count + axis
-        made = [_mean([(parts[r], delay) for r, delay in each], dim) for each in spread.shifts(phases)]
+        made = [_mean([(parts[r], delay) for r, delay in each], dim, placed) for each in spread.shifts(phases)]
         y = torch.stack(made, dim + 1).flatten(dim, dim + 1)
     return y
 
 
-def _mean(delayed: Sequence[tuple[Tensor, int]], dim: int) -> Tensor:
+def _mean(delayed: Sequence[tuple[Tensor, int]], dim: int, placed: bool) -> Tensor:
     """The mean of maps that begin late, over those that have begun; in front of all of them the first to begin."""
     if not any(delay for _, delay in delayed):
         total = sum((part for part, _ in delayed[1:]), delayed[0][0])
@@ -41,7 +46,7 @@ def _mean(delayed: Sequence[tuple[Tensor, int]], dim: int) -> Tensor:
     total, reached = torch.zeros_like(first), torch.zeros(size, dtype=first.dtype, device=first.device)
     for part, delay in delayed:
         begun = sample >= delay
-        late = part.index_select(dim, (sample - delay).clamp(0, size - 1))
+        late = part.index_select(dim, (sample if placed else sample - delay).clamp(0, size - 1))
         total = total + torch.where(begun.view(shape), late, 0)
         reached = reached + begun.to(first.dtype)
     return total / reached.view(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 
@@ -61,6 +62,28 @@ def emax_pool(x: Tensor, windows: Sequence[DenseWindow], sizes: Sequence[int] | 
     y = _far_side(y, layouts)
     # With kernels of size 1 this may still be the input, which an op behind may change in place.
     return y.clone() if all(w.kernel == 1 for w in windows) else y
+
+
+def emax_pool_with_indices(
+    x: Tensor, windows: Sequence[DenseWindow], sizes: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Max pooling as :func:`emax_pool`, and where each maximum came from.
+
+    Returns:
+        Two maps [B, C, *spatial]. The second counts the samples of the phase that was read as the original counts those
+        of its input, row by row.
+    """
+    layouts = _layouts(x, windows, sizes)
+    least = float("-inf") if x.is_floating_point() else torch.iinfo(x.dtype).min
+    padded = _pad(x, layouts, least)
+    kernel, stride, spacing = ([getattr(w, name) for w in windows] for name in ("kernel", "move", "spacing"))
+    y, flat = _MAX_POOL[len(windows)](padded, kernel, stride, 0, spacing, return_indices=True)
+    place = torch.zeros_like(flat)
+    for axis, (window, at) in enumerate(zip(windows, layouts, strict=True)):
+        below = math.prod(padded.shape[3 + axis :])
+        index = flat // below % padded.shape[2 + axis] - at.low
+        place = place * window.original_size(x.shape[2 + axis]) + index // window.est
+    return _far_side(y, layouts), _far_side(place, layouts)
 
 
 def eavg_pool(

@@ -11,12 +11,12 @@ from math import prod
 from typing import ClassVar
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from densify import layers
 from densify.graphs.fx.merging import merged
 from densify.graphs.fx.phases import on_fragments, rephased
-from densify.graphs.fx.write import Writer, est_of, identity, joined, rows, shape_of, windowed
+from densify.graphs.fx.write import Writer, est_of, identity, item_of, joined, rows, shape_of, windowed
 from densify.lattice import Lattice, densify_window
 from densify.ops import (
     Channelwise,
@@ -25,6 +25,7 @@ from densify.ops import (
     Join,
     Layout,
     Map,
+    MaxPool,
     Merge,
     Op,
     Other,
@@ -47,14 +48,24 @@ def _windowed(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
     if not any(moving):
         return made
     before, after = est_of(step.sources[0]), est_of(step.map)
-    if set(before) != {1}:
-        made = writer.call(layers.batch_to_space, made, before)
     takes = tuple(
         window.stride if moves and not window.chosen else 1 for window, moves in zip(op.windows, moving, strict=True)
     )
-    if set(takes) != {1}:
-        made = writer.call(layers.every, made, takes)
-    return writer.call(layers.space_to_batch, made, after)
+
+    def again(one: fx.Node) -> fx.Node:
+        if set(before) != {1}:
+            one = writer.call(layers.batch_to_space, one, before)
+        if set(takes) != {1}:
+            one = writer.call(layers.every, one, takes)
+        return writer.call(layers.space_to_batch, one, after)
+
+    if isinstance(op.op, MaxPool) and op.op.indices:
+        return writer.call(_pair, *(again(writer.call(item_of, made, index)) for index in (0, 1)))
+    return again(made)
+
+
+def _pair(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    return values, indices
 
 
 def _join(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:

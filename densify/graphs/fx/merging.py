@@ -10,7 +10,7 @@ from densify import layers
 from densify.graphs.fx.readers.upsampling import transposed_arguments
 from densify.graphs.fx.registry import Call
 from densify.graphs.fx.write import Writer, est_of
-from densify.ops import Interpolation, Merge, Transposed
+from densify.ops import Interpolation, Merge, Transposed, Unpool
 from densify.planning import Step
 
 
@@ -30,7 +30,8 @@ def merged(writer: Writer, node: fx.Node, step: Step, op: Merge, *, at_once: boo
     for source, one in zip(step.site.inputs, step.sources, strict=True):
         if source == key or not isinstance(op.op, Interpolation):
             fragments[source] = _first(writer, writer.by_name[source], est_of(one), kept)
-    return writer.call(layers.spread_phases, writer.copy(node, **fragments), kept, op.spreads)
+    placed = isinstance(op.op, Unpool)
+    return writer.call(layers.spread_phases, writer.copy(node, **fragments), kept, op.spreads, placed)
 
 
 def _first(writer: Writer, node: fx.Node, est: tuple[int, ...], kept: tuple[int, ...]) -> fx.Node:

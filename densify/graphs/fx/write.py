@@ -278,6 +278,8 @@ def windowed(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:
         return _sliding(writer, node, step, op.windows, op.op)
     if isinstance(op.op, PowerPool):
         return writer.call(layers.epower_pool, x, op.windows, op.op.norm)
+    if isinstance(op.op, MaxPool) and op.op.indices:
+        return writer.call(layers.emax_pool_with_indices, x, op.windows, *_sizes(writer, step, op.windows))
     pool = (op.windows, op.op.count_include_pad, op.op.divisor) if isinstance(op.op, AvgPool) else (op.windows,)
     pool = (*pool, *_sizes(writer, step, op.windows))
     return writer.call(layers.emax_pool if isinstance(op.op, MaxPool) else layers.eavg_pool, x, *pool)

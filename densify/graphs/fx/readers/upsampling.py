@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from densify.graphs.fx.readers.windows import each
 from densify.graphs.fx.registry import Call, reads
 from densify.lattice import Window
-from densify.ops import Interpolation, Op, Shuffle, Transposed, Unsupported
+from densify.ops import Interpolation, Op, Shuffle, Transposed, Unpool, Unsupported
 
 _MODES = {"bilinear": "linear", "trilinear": "linear", "bicubic": "cubic"}
 
@@ -67,6 +67,17 @@ def transposed(call: Call) -> Op | None:
         sizes = zip(call.source.shape[2:], call.result.shape[2:], windows, strict=True)
         extra = [made - (n - 1) * w.stride + 2 * w.low - w.span - 1 for n, made, w in sizes]
     return Transposed(_scales(call), windows=windows, extra=tuple(extra))
+
+
+@reads(nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d, F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)
+def unpool(call: Call) -> Op | None:
+    names = "kernel_size stride padding output_size" if call.module is None else "output_size kernel_size stride"
+    given = call.arguments(f"input indices {names}", stride=None, output_size=None)
+    kernel = each(given["kernel_size"], call.spatial)
+    stride = each(given["stride"], call.spatial) if given["stride"] is not None else kernel
+    if len(call.maps) != 2 or any(isinstance(one, fx.Node) for one in (*kernel, *stride)):
+        return Unsupported("its indices are no map, or its window is computed", "Take the indices from a max pooling")
+    return Unpool(_scales(call), strides=tuple(stride))
 
 
 def transposed_arguments(call: Call) -> dict[str, Any]:

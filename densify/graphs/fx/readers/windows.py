@@ -85,14 +85,14 @@ def _pool_windows(given: dict[str, Any], count: int) -> tuple[Window, ...]:
 
 @reads(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d)
 @reads(torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)
+@reads(F.max_pool1d_with_indices, F.max_pool2d_with_indices, F.max_pool3d_with_indices)
 def max_pool(call: Call) -> Op | None:
     names = "input kernel_size stride padding dilation ceil_mode return_indices"
-    written = call.arguments(names, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False)
-    if written["return_indices"]:
-        return None
+    written = call.arguments(names, stride=None, padding=0, dilation=1, ceil_mode=False)
+    indices = not isinstance(call.result, Tensor)
     if _follows_size(written):
-        return _whole_map(call, written)
-    return MaxPool(_pool_windows(written, call.spatial))
+        return _COMPUTED if indices else _whole_map(call, written)
+    return MaxPool(_pool_windows(written, call.spatial), indices=indices)
 
 
 @reads(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
