@@ -182,8 +182,8 @@ def convert(
             the same.
         merge: what an upsampling does with a denser map. "select" keeps the phases that its result has room for, so
             that every sample is the original's; "average" runs it on all of them and takes the mean of the shifts that
-            reach a sample; "resample" lets interpolations read the denser map where the original reads between its
-            samples.
+            reach a sample; "resample" does so too, but lets interpolations read the denser map where the original
+            reads between its samples.
         share: use the model's own tensors instead of copies.
 
     Returns:

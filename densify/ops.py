@@ -265,6 +265,11 @@ class Merge(Op):
     how: str
     spreads: tuple[Spread, ...]
 
+    @property
+    def drops(self) -> bool:
+        """Whether it leaves some phases out."""
+        return self.how == "select" and any(spread.left < spread.est for spread in self.spreads)
+
 
 @dataclass(frozen=True)
 class DenseWindowed(Op):

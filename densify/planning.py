@@ -302,7 +302,7 @@ def _lost_density(network: Network, steps: Mapping[str, Step]) -> list[Refusal]:
     ends = [steps[key].map for key in network.outputs.values()]
     if any(lattice.stride > 1 for end in ends for lattice in end.lattices):
         return []
-    found = [step.site for step in steps.values() if isinstance(step.op, Merge) and step.op.how == "select"]
+    found = [step.site for step in steps.values() if isinstance(step.op, Merge) and step.op.drops]
     reason = "it meets the denser map as an upsampling, and takes all of the new density away from every output"
     more = f"; so do {', '.join(site.layer for site in found[1:])}" if found[1:] else ""
     return [Refusal(s.layer, reason + _operands(network, s) + more, _MERGES, s.where) for s in found[:1]]
@@ -311,7 +311,8 @@ def _lost_density(network: Network, steps: Mapping[str, Step]) -> list[Refusal]:
 _MERGES = (
     'merge="average" runs it on every shift of the image and averages the results, which is the average of the '
     "original over all shifts as far as linear layers follow, and elsewhere a network to be trained; "
-    'merge="resample" lets an interpolation read the denser map where the original would read between its samples. '
+    'merge="resample" does so too, but lets interpolations read the denser map where the original would read between '
+    "its samples. "
     "Or choose layers whose maps reach an output without it."
 )
 

@@ -135,9 +135,12 @@ class Shifts:
         """A transposed convolution before its padding is cropped and its bias added."""
         given = fx.map_arg(self._given(step), value)
         strides, dilations = [w.stride for w in op.windows], [w.dilation for w in op.windows]
-        return _TRANSPOSED[len(op.windows)](
-            x, given["weight"], None, strides, 0, list(op.extra), given["groups"], dilations
-        )
+        extra = list(op.extra)
+        if given["output_size"] is not None:
+            wanted = list(given["output_size"])[-len(extra) :]
+            sizes = zip(x.shape[2:], wanted, op.windows, strict=True)
+            extra = [m - ((n - 1) * w.stride - 2 * w.low + w.span + 1) for n, m, w in sizes]
+        return _TRANSPOSED[len(op.windows)](x, given["weight"], None, strides, 0, extra, given["groups"], dilations)
 
     def _finished(self, step: Step, merge: Merge, op: Transposed, y: Tensor) -> Tensor:
         for axis, (window, spread) in enumerate(zip(op.windows, merge.spreads, strict=True)):

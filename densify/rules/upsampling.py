@@ -19,6 +19,8 @@ _HALF = Fraction(1, 2)
 def upsampling(op: Upsampling, source: Map, other: Map | None = None, *, padding: str) -> Rewrite:
     """With g = gcd(scale, e), one of every g phases is kept (select), or all are averaged; or the map is resampled.
 
+    merge="resample" averages where there is nothing to interpolate.
+
     The scale is the ratio of the steps where an interpolation takes the size of another map. One that is no whole
     number keeps phase 0 alone: there the result is the original's. What is made of the whole map keeps all phases.
     """
@@ -32,8 +34,9 @@ def upsampling(op: Upsampling, source: Map, other: Map | None = None, *, padding
     if all(spread.est == spread.left for spread in spreads):
         how = "select"
     else:
-        how = op.merge
-        _check(op, spreads)
+        between = op.merge == "resample" and isinstance(op, Interpolation)
+        how = "average" if op.merge == "resample" and not between else op.merge
+        _check(op, how)
     axes = tuple(
         _upsampled(op, i, axis, spread, how, other)
         for i, (axis, spread) in enumerate(zip(source.axes, spreads, strict=True))
@@ -63,24 +66,19 @@ def _ratio(op: Upsampling, index: int, axis: Axis, like: Map | None) -> Fraction
     return op.factors[index] if isinstance(op, Interpolation) and op.factors else op.scales[index]
 
 
-def _check(op: Upsampling, spreads: tuple[Spread, ...]) -> None:
+def _check(op: Upsampling, how: str) -> None:
     """Whether a merge has a meaning for the op."""
-    if op.merge == "resample":
-        if not isinstance(op, Interpolation):
-            raise Refused(
-                'merge="resample" reads the denser map between its samples, which only an interpolation does',
-                'Use merge="average"',
-            )
-        if op.mode not in ("nearest", "nearest-exact", "linear", "cubic"):
-            raise Refused(f'merge="resample" has no rule for mode="{op.mode}"', "Use another mode of interpolation")
-    elif op.merge == "average" and isinstance(op, Interpolation):
-        placed = op.factors and not op.align_corners and all(factor.denominator == 1 for factor in op.factors)
-        if not placed:
-            raise Refused(
-                "the shifts of what it makes do not fall on its samples, so that they have no average: that takes a "
-                "whole scale_factor, and no align_corners",
-                'Use merge="resample"',
-            )
+    if not isinstance(op, Interpolation):
+        return
+    if how == "resample" and op.mode not in ("nearest", "nearest-exact", "linear", "cubic"):
+        raise Refused(f'merge="resample" has no rule for mode="{op.mode}"', "Use another mode of interpolation")
+    placed = op.factors and not op.align_corners and all(factor.denominator == 1 for factor in op.factors)
+    if how == "average" and not placed:
+        raise Refused(
+            "the shifts of what it makes do not fall on its samples, so that they have no average: that takes a whole "
+            "scale_factor, and no align_corners",
+            'Use merge="resample", which averages elsewhere',
+        )
 
 
 def _upsampled(op: Upsampling, index: int, axis: Axis, spread: Spread, how: str, other: Map | None) -> Axis:

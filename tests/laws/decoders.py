@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from laws.blocks import Block
 from laws.builder import Builder, Geometry
-from laws.fragments import Choice, rule, window_ops
+from laws.fragments import Choice, fits, rule, window_ops
 from laws.integers import inputs, integer_weights
 from laws.merges import ResizeLike
 from laws.nets import alive
@@ -22,7 +22,7 @@ _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 KINDS = {
     "select": ["transposed", "transposed", "shuffle", "whole", "broken", "like"],
     "average": ["transposed", "transposed", "shuffle", "whole"],
-    "resample": ["whole", "broken", "corners", "like", "like"],
+    "resample": ["whole", "broken", "corners", "like", "like", "transposed", "shuffle"],
 }
 """Which upsamplings there are for a merge: whole and broken scale factors, corners aligned, another map's size."""
 
@@ -62,7 +62,7 @@ def random_decoder(seed: int, merge: str | None = None) -> Decoder:
     how = merge or rng.choice(sorted(KINDS))
     while True:
         made = _attempt(rng, rng.choice([1, 2, 2, 2, 3]), how)
-        if made is None or not alive(made):
+        if made is None or not alive(made) or not fits(made, inputs(made.reference)):
             continue
         choice = _choice(rng, made)
         if choice is not None:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from laws.blocks import Block, Computed, Slice
-from laws.merges import UPSAMPLINGS, lies, ratio, upsampled
+from laws.merges import UPSAMPLINGS, ResizeLike, lies, ratio, upsampled
 from laws.windows import Geometry, Kind, conv_geometry, pool_geometry, slide
 
 Phase = tuple[int, ...]
@@ -181,7 +181,9 @@ class FragmentInterpreter(fx.Interpreter):
     def upsampled(self, module: nn.Module, x: Fragments, like: Fragments | None = None) -> Fragments:
         """An upsampling, by brute force."""
         given = lies(module, x.est, x.step, like.step if like is not None else None)
-        parts = upsampled(module, x.parts, given, self.merge, like.parts if like is not None else {})
+        averages = self.merge == "resample" and not isinstance(module, nn.Upsample | ResizeLike)
+        merge = "average" if averages else self.merge
+        parts = upsampled(module, x.parts, given, merge, like.parts if like is not None else {})
         steps = []
         for axis, own in enumerate(x.step):
             u = ratio(module, axis, own, like.step[axis] if like is not None else None)

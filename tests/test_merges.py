@@ -1,0 +1,360 @@
+"""Upsamplings of dense maps: layers against torch, averages against the original on every shifted image, refusals."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from fractions import Fraction
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from laws import merges as brute
+from torch import Tensor, nn
+
+import densify
+from densify import layers
+from densify.conversion import positions
+from densify.errors import RefusedError
+from densify.lattice import Window
+from densify.layers import etransposed, resample, transposed_shifts
+from densify.merging import Spread, spread_of
+from densify.ops import Lattices, Merged
+
+WHOLE = Spread(1, 1, 1)
+MODES = {1: ["nearest", "nearest-exact", "linear"], 2: ["nearest", "nearest-exact", "bilinear", "bicubic"]}
+MODES[3] = ["nearest", "nearest-exact", "trilinear"]
+
+
+def named(mode: str) -> str:
+    return mode.removeprefix("bi").removeprefix("tri")
+
+
+def corners(mode: str) -> list[bool | None]:
+    return [None] if "nearest" in mode else [False, True]
+
+
+CASES = [(n, mode, aligned) for n in MODES for mode in MODES[n] for aligned in corners(mode)]
+
+
+@pytest.mark.parametrize(("spatial", "mode", "aligned"), CASES)
+def test_resampling_one_phase_is_torchs_own(spatial: int, mode: str, aligned: bool | None) -> None:
+    x = torch.randn(2, 3, *(5, 7, 4)[:spatial], dtype=torch.float64)
+    for sizes in ((9, 13, 6), (5, 3, 11), (10, 14, 8), (1, 1, 1)):
+        made = resample(x, (WHOLE,) * spatial, sizes[:spatial], named(mode), bool(aligned))
+        expected = F.interpolate(x, sizes[:spatial], mode=mode, align_corners=aligned)
+        assert torch.allclose(made, expected, rtol=0, atol=1e-12)
+    for factor in (Fraction(2), Fraction(5, 2), Fraction(1, 2)):
+        expected = F.interpolate(x, scale_factor=float(factor), mode=mode, align_corners=aligned)
+        pairs = ((factor.numerator, factor.denominator),) * spatial
+        made = resample(x, (WHOLE,) * spatial, expected.shape[2:], named(mode), bool(aligned), pairs)
+        assert torch.allclose(made, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("est", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_aligned_corners_are_a_crop_and_the_plain_op(est: int, mode: str) -> None:
+    x = torch.randn(2, 3, 6 * est, 4 * est, dtype=torch.float64)
+    made = resample(x, (Spread(est, 1, 1),) * 2, (17, 9), named(mode), True)
+    cropped = x[..., : 5 * est + 1, : 3 * est + 1]
+    assert torch.allclose(made, F.interpolate(cropped, (17, 9), mode=mode, align_corners=True), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("est", [1, 3, 5])
+def test_odd_lattices_are_a_crop_a_padding_and_the_plain_op(est: int) -> None:
+    """Centres of samples stay where they are if every sample of the original keeps (e - 1) / 2 on either side."""
+    x = torch.randn(2, 3, 6 * est, 4 * est, dtype=torch.float64)
+    made = resample(x, (Spread(est, 1, 1),) * 2, (17, 9), "linear", False)
+    cropped = F.pad(x[..., : 5 * est + 1, : 3 * est + 1], ((est - 1) // 2,) * 4, "replicate")
+    plain = F.interpolate(cropped, (17, 9), mode="bilinear", align_corners=False)
+    assert torch.allclose(made, plain, rtol=0, atol=1e-12)
+    if est > 1:
+        assert not torch.allclose(made, F.interpolate(x, (17, 9), mode="bilinear", align_corners=False), atol=1e-2)
+
+
+@pytest.mark.parametrize("est", [2, 3, 4])
+def test_resampling_keeps_a_ramp(est: int) -> None:
+    """A map that says where its samples lie still does, clear of the borders."""
+    ramp = torch.arange(12.0 * est, dtype=torch.float64).view(1, 1, -1) / est  # in samples of the original
+    made = resample(ramp, (Spread(est, 1, 1),), (36,), "linear", False)
+    places = (torch.arange(36.0, dtype=torch.float64) + 0.5) / 3 - 0.5
+    assert torch.allclose(made[0, 0, 6:-6], places[6:-6], rtol=0, atol=1e-12)
+
+
+@given(
+    est=st.lists(st.integers(1, 6), min_size=2, max_size=2),
+    stride=st.lists(st.integers(1, 6), min_size=2, max_size=2),
+    kernel=st.lists(st.integers(1, 5), min_size=2, max_size=2),
+    dilation=st.integers(1, 2),
+    sizes=st.lists(st.integers(2, 5), min_size=2, max_size=2),
+    groups=st.sampled_from([1, 2]),
+    seed=st.integers(0, 10**6),
+)
+def test_transposed_convolutions_average_every_shift(
+    est: list[int], stride: list[int], kernel: list[int], dilation: int, sizes: list[int], groups: int, seed: int
+) -> None:
+    """All shifts at once, by fragments and by brute force; with padding and output_padding."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randint(-3, 4, shape, generator=generator).double()  # noqa: E731
+    padding = [int(torch.randint(0, (k - 1) * dilation + 1, (), generator=generator)) for k in kernel]
+    extra = [int(torch.randint(0, max(s, dilation), (), generator=generator)) for s in stride]
+    module = nn.ConvTranspose2d(4, 4, kernel, stride, padding, extra, groups, True, dilation).double()
+    module.weight.data, module.bias.data = draw(*module.weight.shape), draw(4)  # type: ignore[union-attr]
+    x = draw(2, 4, *(n * e for n, e in zip(sizes, est, strict=True)))
+    parts = {phase: x[..., phase[0] :: est[0], phase[1] :: est[1]] for phase in product(range(est[0]), range(est[1]))}
+    try:
+        made = module(parts[0, 0])
+    except RuntimeError:
+        return  # the padding leaves nothing
+    given = brute.lies(module, est, est, None)
+    expected = brute._transposed(module, parts, given)
+    windows = [Window(k, s, p, p, dilation) for k, s, p in zip(kernel, stride, padding, strict=True)]
+    spreads = [spread_of(e, Fraction(s)) for e, s in zip(est, stride, strict=True)]
+    own = (module.weight, module.bias, windows, spreads, extra, groups)
+    assert tuple(expected.shape[2:]) == tuple(m * s.left for m, s in zip(made.shape[2:], spreads, strict=True))
+    fragments = torch.stack(list(parts.values()), 1).flatten(0, 1)
+    for other in (etransposed(x, *own), transposed_shifts(fragments, *own)):
+        assert torch.allclose(other, expected, rtol=0, atol=1e-11)
+
+
+class Scores(nn.Module):
+    """A small FCN: two poolings and a convolution down, a skip, linear all the way up."""
+
+    def __init__(self, *, relu: bool = False) -> None:
+        super().__init__()
+        self.conv1, self.pool1 = nn.Conv2d(3, 6, 3, padding=10), nn.MaxPool2d(2, ceil_mode=True)
+        self.conv2, self.pool2 = nn.Conv2d(6, 6, 3, padding=1), nn.MaxPool2d(2, ceil_mode=True)
+        self.conv3, self.pool3 = nn.Conv2d(6, 6, 3, padding=1), nn.MaxPool2d(2, ceil_mode=True)
+        self.fc, self.skip = nn.Conv2d(6, 5, 3), nn.Conv2d(6, 5, 1)
+        self.up2 = nn.ConvTranspose2d(5, 5, 4, 2)
+        self.up4 = nn.ConvTranspose2d(5, 5, 8, 4, padding=2)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = self.pool2(F.relu(self.conv2(self.pool1(F.relu(self.conv1(x))))))
+        up = self.up2(self.fc(F.relu(self.pool3(F.relu(self.conv3(level))))))
+        skip = self.skip(level)[:, :, 2 : 2 + up.shape[2], 2 : 2 + up.shape[3]]
+        joined = up[:, :, : skip.shape[2], : skip.shape[3]] + skip
+        y = self.up4(F.relu(joined) if self.relu else joined)
+        made: Tensor = y[:, :, 5 : 5 + x.shape[2], 5 : 5 + x.shape[3]]
+        return made
+
+
+class Unpooled(nn.Module):
+    """A pooling whose indices lead the way back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.pool = nn.Conv2d(3, 6, 3, padding=1), nn.MaxPool2d(2, return_indices=True)
+        self.conv2, self.conv3 = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(x)
+        pooled, indices = self.pool(y)
+        made: Tensor = self.conv3(F.max_unpool2d(F.relu(self.conv2(pooled)), indices, (2, 2), output_size=y.shape[2:]))
+        return made
+
+
+class Shuffled(nn.Module):
+    """Sub-pixel convolution and an interpolation by a whole factor."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 8, 5, stride=4, padding=2)
+        self.up, self.shuffle = nn.Conv2d(8, 16, 3, padding=1), nn.PixelShuffle(2)
+        self.mode, self.last = mode, nn.Conv2d(4, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.shuffle(self.up(F.relu(self.down(x))))
+        made: Tensor = self.last(F.interpolate(y, scale_factor=2, mode=self.mode))
+        return made
+
+
+AVERAGED: dict[str, tuple[Callable[[], nn.Module], str, int, int, int]] = {
+    "transposed": (Scores, "pool2", 2, 4, 32),
+    "unpool": (Unpooled, "pool", 1, 2, 8),
+    "shuffle, nearest": (lambda: Shuffled("nearest"), "down", 1, 4, 16),
+    "shuffle, bilinear": (lambda: Shuffled("bilinear"), "down", 1, 4, 16),
+    "shuffle, bicubic": (lambda: Shuffled("bicubic"), "down", 1, 4, 24),
+}
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_the_average_is_that_of_the_original_on_every_shifted_image(name: str) -> None:
+    """Cycle spinning: the original runs whole on the image moved by every shift, and its results are moved back.
+
+    Clear of the borders, where a shifted image holds other pixels.
+    """
+    build, start, step, shifts, border = AVERAGED[name]
+    torch.manual_seed(0)
+    model = build().double().eval()
+    size = 2 * border + 37
+    size -= size % (step * shifts)
+    large = torch.randn(1, 3, size + step * shifts, size + step * shifts, dtype=torch.float64)
+    image = large[..., :size, :size]
+    dense = densify.convert(model, image, start=start, merge="average")
+    assert dense.lattices["output"].merged == "average"
+    with torch.no_grad():
+        made, total = dense(image), torch.zeros_like(dense(image))
+        for a, b in product(range(0, step * shifts, step), repeat=2):
+            shifted = model(large[..., a : a + size, b : b + size])
+            total[..., a:, b:] += shifted[..., : size - a, : size - b]
+    inside = slice(border, size - border)
+    made, expected = made[..., inside, inside], total[..., inside, inside] / shifts**2
+    assert expected.abs().max() > 0.01
+    assert (made - expected).abs().max() <= 1e-12 * expected.abs().max()
+    assert (made - model(image)[..., inside, inside]).abs().max() > 0.01 * expected.abs().max()  # and not the original
+
+
+@pytest.mark.parametrize("form", ["dilated", "fragments"])
+@pytest.mark.parametrize("name", AVERAGED)
+def test_verify_lists_the_laws_of_merges(name: str, form: str) -> None:
+    build, start, *_ = AVERAGED[name]
+    torch.manual_seed(0)
+    model = build().double().eval()
+    dense = densify.convert(model, (1, 3, 40, 44), start=start, merge="average", form=form)
+    report = densify.verify(model, dense, [torch.randn(1, 3, 40, 44).double(), torch.randn(2, 3, 56, 36).double()])
+    assert report, report.failed
+    laws = {(check.law, check.output) for check in report.checks}
+    assert {("size", "output"), ("phases", "output"), ("shifts", "output")} <= laws
+    assert ("grid", "output") not in laws
+    assert {output for law, output in laws if law == "grid"}
+
+
+def test_verify_finds_a_wrong_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each way that it looks: the form with phases in the batch, and brute force."""
+    right = layers.etransposed
+    monkeypatch.setattr(layers, "etransposed", lambda *given: 1.001 * right(*given))
+    model = Scores().double().eval()
+    dense = densify.convert(model, (1, 3, 40, 44), start="pool2", merge="average")
+    report = densify.verify(model, dense, torch.randn(1, 3, 40, 44).double())
+    assert {check.law for check in report.failed} == {"phases", "shifts"}
+
+
+def test_what_is_not_linear_makes_a_network_of_its_own() -> None:
+    for relu, mark in ((False, "average"), (True, "new")):
+        dense = densify.convert(Scores(relu=relu).eval(), (1, 3, 40, 44), start="pool2", merge="average")
+        assert dense.lattices["output"].merged == mark
+        assert densify.verify(None, dense, torch.randn(1, 3, 40, 44))
+        for other in (pickle.loads(pickle.dumps(dense)), copy.deepcopy(dense)):
+            assert other.lattices == dense.lattices
+            assert other.lattices["output"].merged == mark
+
+
+def test_lattices_say_what_was_merged() -> None:
+    plain, merged = Lattices(((1, 0),)), Lattices(((1, 0),), Merged.AVERAGE)  # type: ignore[arg-type]
+    assert plain == merged == ((1, 0),)
+    assert repr(plain) == "((1, 0),)"
+    assert "average" in repr(merged)
+    assert pickle.loads(pickle.dumps(merged)).merged == "average"
+
+
+class Joined(nn.Module):
+    """Two branches of one image, at steps of their own."""
+
+    def __init__(self, first: nn.Module, second: nn.Module, join: Any = torch.add) -> None:
+        super().__init__()
+        self.first, self.second, self.join = first, second, join
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.first(x), self.second(x)
+        made: Tensor = self.join(a[:, :, : b.shape[2], : b.shape[3]], b[:, :, : a.shape[2], : a.shape[3]])
+        return made
+
+
+def down(*strides: int) -> list[nn.Module]:
+    return [nn.Conv2d(3, 3, 3, stride, 1) for stride in strides]
+
+
+def refusal(model: nn.Module, **given: Any) -> str:
+    with pytest.raises(RefusedError) as refused:
+        densify.convert(model.eval(), (1, 3, 48, 48), **given)
+    return str(refused.value)
+
+
+def test_maps_behind_an_upsampling_meet_on_their_common_lattice() -> None:
+    """Law 1 holds on it; the phases that only one of them has are left out."""
+    up = nn.ConvTranspose2d(3, 3, 2, 2)
+    model = Joined(nn.Sequential(*down(4, 2), up), nn.Sequential(*down(4))).double().eval()
+    dense = densify.convert(model, (1, 3, 48, 52), layers=["first.0", "second.0"])
+    assert [lattice.stride for lattice in dense.lattices["output"]] == [2, 2] or dense.lattices["output"][0].stride == 4
+    assert densify.verify(model, dense, torch.randn(1, 3, 48, 52).double())
+    fewer = densify.convert(model, (1, 3, 48, 52), layers=["first.0", "first.1"], merge="average")
+    assert [lattice.stride for lattice in fewer.lattices["output"]] == [1, 1]
+    assert densify.verify(model, fewer, torch.randn(1, 3, 60, 44).double())
+
+
+def test_lattices_that_cannot_meet_are_refused_with_both_layers() -> None:
+    model = Joined(nn.Sequential(*down(4), nn.Upsample(scale_factor=2)), nn.Sequential(*down(4)))
+    text = refusal(model, output_stride=1)
+    assert "lie on different lattices" in text
+    assert "no shift of the image is one of them all" in text
+    assert "(it reads getitem and getitem_1)" in text
+
+
+def test_an_unknown_upsampling_is_refused_with_the_layer_that_it_reads() -> None:
+    class Repeated(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    text = refusal(nn.Sequential(*down(2, 2), Repeated()), start="1")
+    assert "makes the map 2 times as large" in text
+    assert "(it reads 1)" in text
+
+
+def test_select_explains_the_choice() -> None:
+    text = refusal(Scores(), start="pool2")
+    for part in ("up2", "(it reads fc)", "so do up4", 'merge="average"', 'merge="resample"'):
+        assert part in text
+
+
+def test_averages_that_have_no_meaning_are_refused() -> None:
+    for up in (nn.Upsample(scale_factor=1.5), nn.Upsample(size=(50, 50)), nn.UpsamplingBilinear2d(scale_factor=2)):
+        text = refusal(nn.Sequential(*down(2), up), start="0", merge="average")
+        assert "do not fall on its samples" in text
+        assert 'Use merge="resample"' in text
+
+
+def test_an_area_interpolation_is_not_resampled() -> None:
+    text = refusal(nn.Sequential(*down(2), nn.Upsample(scale_factor=2, mode="area")), start="0", merge="resample")
+    assert 'no rule for mode="area"' in text
+
+
+@pytest.mark.parametrize("merge", ["average", "resample"])
+def test_phases_must_be_whole(merge: str) -> None:
+    text = refusal(Scores(), start="pool2", merge=merge, padding="valid")
+    assert 'padding="valid" leaves incomplete' in text
+
+
+def test_output_sizes_of_another_map() -> None:
+    """ConvTranspose2d called with output_size: torch's output_padding follows the sizes at run time."""
+
+    class Sized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.up = nn.Conv2d(3, 4, 3, 2, 1), nn.ConvTranspose2d(4, 3, 3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            made: Tensor = self.up(self.down(x), output_size=x.shape[2:])
+            return made
+
+    model = Sized().double().eval()
+    for form in ("dilated", "fragments"):
+        dense = densify.convert(model, (1, 3, 21, 24), start="down", merge="average", form=form)
+        report = densify.verify(model, dense, [torch.randn(1, 3, *size).double() for size in ((21, 24), (22, 23))])
+        assert report, report.failed
+        assert dense(torch.randn(1, 3, 22, 23).double()).shape == (1, 3, 22, 23)
+
+
+def test_positions_behind_an_upsampling() -> None:
+    """A transposed convolution with a centred kernel gives the pixels back to their places."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.ConvTranspose2d(4, 3, 4, 2, 1)).eval()
+    dense = densify.convert(model, (1, 3, 24, 24), start="0", merge="average")
+    assert [(at.step, at.first) for at in dense.positions["output"]] == [(1, 0.0), (1, 0.0)]
+    finer = densify.inspect(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Upsample(scale_factor=2)).eval(), (1, 3, 8, 8))
+    assert positions(finer.outputs["output"])[0].step == 0.5
