@@ -103,10 +103,13 @@ def test_transposed_convolutions_average_every_shift(
     draw = lambda *shape: torch.randint(-3, 4, shape, generator=generator).double()  # noqa: E731
     padding = [int(torch.randint(0, (k - 1) * dilation + 1, (), generator=generator)) for k in kernel]
     extra = [int(torch.randint(0, max(s, dilation), (), generator=generator)) for s in stride]
-    module = nn.ConvTranspose2d(4, 4, kernel, stride, padding, extra, groups, True, dilation).double()
-    module.weight.data, module.bias.data = draw(*module.weight.shape), draw(4)  # type: ignore[union-attr]
+    build: Any = nn.ConvTranspose2d
+    module = build(4, 4, kernel, stride, padding, extra, groups, True, dilation).double()
+    module.weight.data, module.bias.data = draw(*module.weight.shape), draw(4)
     x = draw(2, 4, *(n * e for n, e in zip(sizes, est, strict=True)))
-    parts = {phase: x[..., phase[0] :: est[0], phase[1] :: est[1]] for phase in product(range(est[0]), range(est[1]))}
+    parts: dict[tuple[int, ...], Tensor] = {
+        (*phase,): x[..., phase[0] :: est[0], phase[1] :: est[1]] for phase in product(range(est[0]), range(est[1]))
+    }
     try:
         made = module(parts[0, 0])
     except RuntimeError:
