@@ -80,8 +80,8 @@ def emax_pool_with_indices(
     y, flat = _MAX_POOL[len(windows)](padded, kernel, stride, 0, spacing, return_indices=True)
     place = torch.zeros_like(flat)
     for axis, (window, at) in enumerate(zip(windows, layouts, strict=True)):
-        below = math.prod(padded.shape[3 + axis :])
-        index = flat // below % padded.shape[2 + axis] - at.low
+        rows = flat // math.prod(padded.shape[3 + axis :])  # of all axes before; the exporter has no % by a size
+        index = rows - rows // padded.shape[2 + axis] * padded.shape[2 + axis] - at.low
         place = place * window.original_size(x.shape[2 + axis]) + index // window.est
     return _far_side(y, layouts), _far_side(place, layouts)
 
