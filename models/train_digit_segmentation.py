@@ -1,9 +1,10 @@
 """Train models/digit_segmentation.py on scenes of handwritten digits, on the CPU.
 
 `python models/train_digit_segmentation.py` writes digit_segmentation.safetensors and the labels of the sample scenes
-beside this file, and prints the mean IoU on scenes made of digits that were held out; with `--epochs 0` it measures the
-weights that are there, and writes nothing. Needs the extra `train` (scikit-learn). The same seed gives the same scenes
-everywhere; the weights may differ in their last digits from one machine to another.
+beside this file, and prints the mean IoU on scenes made of digits that were held out. With `--epochs 0` it measures the
+weights that are there, and writes nothing; with `--start pool3` it measures the dense network too. Needs the extra
+`train` (scikit-learn). The same seed gives the same scenes everywhere; the weights may differ in their last digits from
+one machine to another.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
+
+import densify
 
 from digit_scenes import Digits, Labels, scene, split_digits
 from digit_segmentation import CLASSES, INPUT_SIZE, DigitSegmentation, digit_segmentation
@@ -65,7 +68,7 @@ def intersections_over_unions(confusion: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def report(net: DigitSegmentation, data: Scenes) -> None:
+def report(net: torch.nn.Module, data: Scenes) -> None:
     """Print the mean IoU, the IoU of every class and the share of right pixels on held-out scenes."""
     net.eval()
     kinds = len(CLASSES)
@@ -91,6 +94,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=3000, help="training scenes")
     parser.add_argument("--epochs", type=int, default=9, help="0: only measure the weights that are there")
+    parser.add_argument("--start", metavar="LAYER", help="measure it made dense from this layer on, too")
     arguments = parser.parse_args()
 
     torch.set_num_threads(2)
@@ -103,7 +107,11 @@ def main() -> None:
         write_labels(HERE / "samples", held_out, arguments.seed + 2)
     else:
         net.load_state_dict(load_file(CHECKPOINT))
-    report(net, scenes(np.random.default_rng(arguments.seed + 1), held_out, 200))
+    fresh = scenes(np.random.default_rng(arguments.seed + 1), held_out, 200)
+    report(net, fresh)
+    if arguments.start is not None:
+        print(f"made dense from {arguments.start} on, not trained any further:")
+        report(densify.convert(net.eval(), (1, *INPUT_SIZE), start=arguments.start, merge="average"), fresh)
 
 
 if __name__ == "__main__":
