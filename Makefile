@@ -40,8 +40,9 @@ test: lint types ## lint, types, then the tests
 
 NETS ?= 12000
 
-random-nets: $(STAMP) ## all laws on NETS random networks, far more than `make test` tries (an hour or two)
+random-nets: $(STAMP) ## all laws on NETS random networks, far more than `make test` tries (hours)
 	PYTHONPATH=tests $(BIN)/python -m laws.run $(NETS)
+	PYTHONPATH=tests $(BIN)/python -m laws.run $(NETS) 0 decoders
 
 DEMO := build/demo
 DIGITS := models/digits.py:digit_net

@@ -1,13 +1,15 @@
 """Draw what models/digit_segmentation.py makes of an image, coarse and dense: `python models/draw_score_maps.py`.
 
-Above: the image, the network's score map for "a digit is here" at a sample every 16 pixels, the same interpolated, and
-the dense network's at a sample every 4 pixels, all in one scale. Below: the true labels, and the labels that the
-network and its dense form (merge="average") give every pixel. Writes docs/score_maps.png.
+Above: the image, the score of the digit that the last stage thinks likeliest at a sample every 16 pixels, the same
+interpolated, and the dense network's at a sample every 4 pixels; in one scale, every sample around the pixel that it
+looks at. Below: the true labels, and those that the network and its dense form (merge="average") give every pixel.
+Writes docs/score_maps.png.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +22,10 @@ from torch import Tensor, nn
 
 import densify
 
-from digit_segmentation import BACKGROUND, INPUT_SIZE, DigitSegmentation, digit_segmentation
-from train_digits import as_input
+from digit_segmentation import BACKGROUND, INPUT_SIZE, MEAN, STD, DigitSegmentation, digit_segmentation
 
 HERE = Path(__file__).resolve().parent
+STEP = 16  # of the coarse scores, in pixels
 SCALE = 2  # pixels of the picture per pixel of the image
 GAP, LINE = 8, 14  # between panels, and for a line of text
 COLOURS = np.array(
@@ -62,14 +64,16 @@ def panels(scene: Picture, labels: Picture) -> list[list[tuple[str, Picture]]]:
     """Two rows of pictures [height, width, 3] and what they show."""
     net = digit_segmentation()
     net.load_state_dict(load_file(HERE / "digit_segmentation.safetensors"))
-    image, size = as_input(scene[None]), scene.shape[:2]
+    image, size = as_input(scene), scene.shape[:2]
     coarse = Coarse(net.eval()).eval()
     dense_scores = densify.convert(coarse, (1, *INPUT_SIZE), start="net.pool3")
     dense_net = densify.convert(net, (1, *INPUT_SIZE), start="pool3", merge="average")
-    maps = [-made[0, BACKGROUND] for made in (coarse(image), dense_scores(image))]
-    between = F.interpolate(maps[0][None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    maps = [made[0, :BACKGROUND].amax(0) for made in (coarse(image), dense_scores(image))]
+    between = F.interpolate(maps[0][None, None], scale_factor=STEP, mode="bilinear")[0, 0, : size[0], : size[1]]
     low, high = min(float(one.min()) for one in maps), max(float(one.max()) for one in maps)
-    drawn = [_grey(one, size, low, high) for one in (maps[0], between, maps[1])]
+    first = [int((at.first or 0) - (at.step - 1) / 2) for at in dense_scores.positions["output"]]
+    pairs = ((maps[0], STEP, (0, 0)), (between, 1, (0, 0)), (maps[1], STEP // 4, first))
+    drawn = [_grey(one.repeat_interleave(k, 0).repeat_interleave(k, 1), at, size, low, high) for one, k, at in pairs]
     answers = [model(image)[0].argmax(0).numpy() for model in (net, dense_net)]
     counts = [f"{len(one)} x {one.shape[1]}" for one in maps]
     steps = [f"{counts[0]} scores", "the same, interpolated", f"dense: {counts[1]} scores"]
@@ -79,11 +83,18 @@ def panels(scene: Picture, labels: Picture) -> list[list[tuple[str, Picture]]]:
     ]
 
 
-def _grey(scores: Tensor, size: tuple[int, ...], low: float, high: float) -> Picture:
-    """Scores from `low` (black) to `high` (white), every sample as large as its share of the image."""
-    shades = ((scores - low) / (high - low)).clamp(0, 1) * 255
-    whole = F.interpolate(shades[None, None], size=size, mode="nearest-exact")[0, 0]
-    return np.repeat(whole.round().byte().numpy()[:, :, None], 3, 2)
+def as_input(scene: Picture) -> Tensor:
+    """A picture [H, W, 3] as the network takes it, [1, 3, H, W]."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return ((torch.from_numpy(scene).permute(2, 0, 1) / 255 - mean) / std)[None]
+
+
+def _grey(scores: Tensor, first: Sequence[int], size: tuple[int, ...], low: float, high: float) -> Picture:
+    """Scores from `low` (black) to `high` (white) from pixel `first` on, those at the border repeated."""
+    axes = zip(size, first, scores.shape, strict=True)
+    rows, columns = ((torch.arange(n) - at).clamp(0, have - 1) for n, at, have in axes)
+    shades = (scores[rows][:, columns] - low) / (high - low) * 255
+    return np.repeat(shades.round().byte().numpy()[:, :, None], 3, 2)
 
 
 def draw(rows: list[list[tuple[str, Picture]]]) -> Image.Image:

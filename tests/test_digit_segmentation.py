@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -96,3 +97,14 @@ def test_segmenting_can_fail(module: ModuleType) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (37, 50), (128, 128)])
 def test_every_pixel_is_answered(net: nn.Module, size: tuple[int, int]) -> None:
     assert net(torch.zeros(1, 3, *size)).shape == (1, 11, *size)
+
+
+def test_the_picture_in_docs_is_what_the_script_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for single samples that fall on the other side of a rounding on another machine."""
+    monkeypatch.syspath_prepend(str(MODELS))
+    monkeypatch.setattr("sys.argv", ["draw_score_maps.py", "-o", str(tmp_path / "drawn.png")])
+    runpy.run_path(str(MODELS / "draw_score_maps.py"), run_name="__main__")
+    files = (tmp_path / "drawn.png", MODELS.parent / "docs" / "score_maps.png")
+    drawn, shown = (np.array(Image.open(file), float) for file in files)
+    assert drawn.shape == shown.shape
+    assert (abs(drawn - shown) > 2).mean() < 0.001

@@ -1,4 +1,7 @@
-"""Check all laws on many random networks, and count what they hold: ``python -m laws.run 10000 [FIRST]``."""
+"""Check all laws on many random networks, and count what they hold: ``python -m laws.run 10000 [FIRST]``.
+
+``python -m laws.run 10000 FIRST decoders`` does so with encoder-decoders.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,12 @@ from collections import Counter
 import torch
 
 from laws.checks import Outcome, check_net
+from laws.decoder_checks import Outcome as Decoded
+from laws.decoder_checks import check_decoder
 
 
-def main(count: int, first: int = 0) -> int:
-    """Check the networks of `count` seeds.
+def main(count: int, first: int = 0, kind: str = "networks") -> int:
+    """Check the networks of `count` seeds; `kind` is "networks" or "decoders".
 
     Returns:
         How many broke a law.
@@ -27,15 +32,19 @@ def main(count: int, first: int = 0) -> int:
     began = time.monotonic()
     for number, seed in enumerate(range(first, first + count), 1):
         try:
-            outcome = check_net(seed)
+            outcome = check_decoder(seed) if kind == "decoders" else check_net(seed)
         except Exception as error:
             broken[seed] = f"{type(error).__name__}: {error}"
-            print(f"check_net({seed}): {broken[seed]}", flush=True)
+            print(f"{kind}, seed {seed}: {broken[seed]}", flush=True)
             continue
-        counts.update(_counted(outcome))
-        kinds.update(outcome.net.kinds)
-        if outcome.refused:
-            refused[f"{outcome.form}: {outcome.refused}"] += 1
+        net = outcome.decoder.net if isinstance(outcome, Decoded) else outcome.net
+        kinds.update(net.kinds)
+        if isinstance(outcome, Decoded):
+            counts.update([outcome.decoder.merge, *(f"an output: {mark.name}" for mark in outcome.merged.values())])
+            refused.update([f"{outcome.decoder.merge}: no density left"] if outcome.refused else [])
+        else:
+            counts.update(_counted(outcome))
+            refused.update([f"{outcome.form}: {outcome.refused}"] if outcome.refused else [])
         if number % 500 == 0:
             print(f"{number} networks, {len(broken)} broken, {time.monotonic() - began:.0f} s", flush=True)
     print(f"\n{count} networks from seed {first}: every law held on {count - len(broken)}")
@@ -62,4 +71,4 @@ def _counted(outcome: Outcome) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*(int(argument) for argument in sys.argv[1:])) > 0)
+    sys.exit(main(*map(int, sys.argv[1:3]), *sys.argv[3:]) > 0)
