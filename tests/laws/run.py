@@ -71,4 +71,4 @@ def _counted(outcome: Outcome) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:3]), *sys.argv[3:]) > 0)
+    sys.exit(main(int(sys.argv[1]), int((sys.argv[2:3] or ["0"])[0]), *sys.argv[3:4]) > 0)
