@@ -22,12 +22,43 @@ from densify.samples import Sample
 from densify.verification import verify_onnx
 
 FCN = ("fcn32s", "fcn16s", "fcn8s")
+
+
+class SegNet(nn.Module):
+    """Two poolings, and the way back by their indices: V. Badrinarayanan et al., *SegNet* (2015), small.
+
+    Args:
+        sized: the unpoolings are told the sizes that the poolings read, as odd maps need.
+    """
+
+    def __init__(self, *, sized: bool) -> None:
+        super().__init__()
+        self.sized = sized
+        self.encode1, self.encode2 = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        self.bottom = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.pool = nn.MaxPool2d(2, 2, return_indices=True)
+        self.unpool = nn.MaxUnpool2d(2, 2)
+        self.decode2, self.decode1 = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        level1 = torch.relu(self.encode1(x))
+        pooled, indices1 = self.pool(level1)
+        level2 = torch.relu(self.encode2(pooled))
+        pooled, indices2 = nn.functional.max_pool2d(level2, 2, return_indices=True)
+        y = self.unpool(self.bottom(pooled), indices2, output_size=level2.shape[2:] if self.sized else None)
+        y = torch.relu(self.decode2(y))
+        made: Tensor = self.decode1(self.unpool(y, indices1, output_size=level1.shape if self.sized else None))
+        return made
+
+
 SMALL: dict[str, dict[str, Any]] = {
     "fcn32s": {"classes": 3, "width": 2},
     "fcn16s": {"classes": 3, "width": 2},
     "fcn8s": {"classes": 3, "width": 2},
     "unet": {"width": 3},
     "unet_same": {"width": 3},
+    "segnet": {"sized": False},
+    "segnet, sized": {"sized": True},
 }
 SHAPES: dict[str, list[tuple[int, ...]]] = {  # the reference, then others, odd and not square
     "fcn32s": [(1, 3, 64, 64), (2, 3, 81, 50)],
@@ -35,14 +66,17 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {  # the reference, then others, odd 
     "fcn8s": [(1, 3, 64, 64), (2, 3, 81, 50)],
     "unet": [(1, 1, 204, 204), (2, 1, 211, 236)],
     "unet_same": [(1, 1, 48, 48), (2, 1, 51, 70)],
+    "segnet": [(1, 3, 24, 28), (2, 3, 36, 16)],
+    "segnet, sized": [(1, 3, 21, 26), (2, 3, 35, 18)],
 }
-START = dict.fromkeys(FCN, "pool3") | {"unet": "pool3", "unet_same": "pool2"}
+START = dict.fromkeys(FCN, "pool3") | {"unet": "pool3", "unet_same": "pool2", "segnet": "pool", "segnet, sized": "pool"}
 
 
 def small(name: str) -> nn.Module:
     """The network, narrow, all its layers alive."""
     torch.manual_seed(0)
-    model: nn.Module = factory(name)(**SMALL[name])
+    build = SegNet if name.startswith("segnet") else factory(name)
+    model: nn.Module = build(**SMALL[name])
     return noisy(model) if name in FCN else model.eval()
 
 
@@ -130,7 +164,7 @@ def test_torchvisions_networks(name: str) -> None:
     assert report, report.failed
 
 
-@pytest.mark.parametrize("name", ["fcn8s", "unet_same"])
+@pytest.mark.parametrize("name", ["fcn8s", "unet_same", "segnet"])
 def test_a_step_of_training_changes_what_the_originals_does(name: str) -> None:
     """And inverse gives all of it back."""
     model = small(name).train()
@@ -144,7 +178,8 @@ def test_a_step_of_training_changes_what_the_originals_does(name: str) -> None:
     assert type(fast) is type(model)
     for key, value in fast.state_dict().items():
         assert torch.equal(value, dense.state_dict()[key])
-        assert torch.equal(value, model.state_dict()[key]) == (key not in trainable)
+    for key, parameter in fast.named_parameters():
+        assert torch.equal(parameter, model.get_parameter(key)) == (key not in trainable)
 
 
 def _step(model: nn.Module, name: str) -> set[str]:

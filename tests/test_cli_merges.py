@@ -1,0 +1,54 @@
+"""The commands on a segmentation network: the refusal, the plan, a merged network there and back, and its ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from cli import MODELS, SCENE, densify
+from safetensors.torch import load_file
+
+NET = f"{MODELS / 'digit_segmentation.py'}:digit_segmentation"
+WEIGHTS = MODELS / "digit_segmentation.safetensors"
+
+
+def test_without_a_merge_the_choice_is_explained() -> None:
+    made = densify("plan", NET, "--start", "pool3")
+    assert made.status == 3
+    for words in ("up2", "so do up8", "it reads score4", 'merge="average"', 'merge="resample"'):
+        assert words in made.stderr
+
+
+def test_the_plan_names_the_merges() -> None:
+    made = densify("plan", NET, "--start", "pool3", "--merge", "average")
+    assert made.status == 0
+    assert "merge: up2 averages 2x2 shifts of a map with a sample every 4 pixels (eST 4 -> 2)" in made.stdout
+    assert "output: the average of the original over its shifts" in made.stdout
+    assert "every sample of the original lies in the dense output" not in made.stdout
+    document = densify("plan", NET, "--start", "pool3", "--merge", "average", "--json").document
+    assert document["merge"] == "average"
+    assert document["merges"][1] == {
+        "name": "up8", "op": "ConvTranspose2d", "how": "average", "from": [2, 2], "to": [1, 1], "step": [4, 4],
+    }  # fmt: skip
+    (output,) = document["outputs"]
+    assert output["merged"] == "average"
+    assert output["lattice"] == [{"stride": 1, "offset": 0}] * 2
+
+
+def test_a_merged_network_there_and_back(tmp_path: Path) -> None:
+    files = [tmp_path / "dense.safetensors", tmp_path / "dense.onnx"]
+    given = ("--weights", WEIGHTS, "--start", "pool3", "--merge", "average", "--sample", SCENE)
+    made = densify("convert", NET, *given, "-o", files[0], "-o", files[1], "--json")
+    assert made.status == 0, made.stderr
+    assert made.document["merged"] == {"output": "average"}
+    laws = {(check["law"], check["output"]) for check in made.document["checks"]}
+    assert {("grid", "score4"), ("grid", "score3"), ("shifts", "output"), ("onnx", "output")} <= laws
+    assert ("grid", "output") not in laws
+    shown = densify("verify", files[0], "--trust-code", "--sample", SCENE)
+    assert shown.status == 0, shown.stderr
+    assert "shifts: behind the merges" in shown.stdout
+    back = tmp_path / "back.safetensors"
+    assert densify("inverse", files[0], "--trust-code", "--sample", SCENE, "-o", back).status == 0
+    original, returned = load_file(WEIGHTS), load_file(back)
+    assert original.keys() == returned.keys()
+    assert all(np.array_equal(original[key], returned[key]) for key in original)
