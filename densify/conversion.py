@@ -20,8 +20,8 @@ from densify.graphs.fx.trace import copied, on_meta, same_tensors, trace
 from densify.graphs.fx.write import ancestors
 from densify.heads import HEADS, apply_head
 from densify.lattice import PADDINGS, number
+from densify.maps import Lattices, Map
 from densify.merging import MERGES
-from densify.ops import Lattices, Map
 from densify.planning import Network, Plan, walk
 from densify.recipe import Options, Origin, Recipe, digests
 
@@ -103,7 +103,7 @@ class Dense(nn.Module):
     def lattices(self) -> dict[str, Lattices]:
         """For every output tensor, where the original's samples lie, per spatial axis.
 
-        An output that upsamplings made of several phases is marked, see :class:`densify.ops.Lattices`.
+        An output that upsamplings made of several phases is marked, see :class:`densify.maps.Lattices`.
         """
         return self.plan.lattices
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from densify.comparison import Check, Judge, Tolerance, difference, named_outputs
 from densify.conversion import Dense
 from densify.graphs.fx.trace import same_tensors
-from densify.ops import Merged
+from densify.maps import Merged
 from densify.sampling import check_grid, check_size
 from densify.shifts import Shifts, borders
 

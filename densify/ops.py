@@ -1,98 +1,18 @@
-"""What the rules talk about: ops and maps, described without tensors, nodes or torch.
+"""What the rules talk about: ops, described without tensors, nodes or torch.
 
 A reader turns a node of a torch.fx or ONNX graph into one of these ops; a rule answers with the op to put there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from enum import Enum
+from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from densify.lattice import Axis, DenseWindow, Lattice, Window
+from densify.lattice import DenseWindow, Window
+from densify.maps import Layout
 from densify.merging import Spread
-
-
-class Layout(Enum):
-    """What a tensor of the original is.
-
-    Attributes:
-        MAP: [B, C, *spatial].
-        VECTOR: [B, K].
-        MIXED: its spatial axes were moved, or joined in one; such a tensor exists phase by phase only.
-    """
-
-    MAP = "map"
-    VECTOR = "vector"
-    MIXED = "mixed"
-
-
-class Merged(Enum):
-    """What an upsampling that met a denser map made of a tensor.
-
-    Attributes:
-        NOT: laws 1 to 3 hold.
-        AVERAGE: it is the average of the original's over its shifts (merge="average", linear ops alone since).
-        NEW: a network of its own, to be trained: after any other op on an average, or after merge="resample".
-    """
-
-    NOT = ""
-    AVERAGE = "average"
-    NEW = "new"
-
-
-class Lattices(tuple[Lattice, ...]):
-    """The lattice of every spatial axis of a tensor, in order.
-
-    Attributes:
-        merged: "" where ``original[i] == dense[offset + i * stride]``; "average" where the tensor is the average of the
-            original's over its shifts; "new" where it is that of a network of its own (see :class:`Merged`).
-    """
-
-    merged: str
-
-    def __new__(cls, axes: Iterable[Lattice] = (), merged: Merged | str = Merged.NOT) -> Lattices:
-        made = super().__new__(cls, axes)
-        made.merged = merged.value if isinstance(merged, Merged) else merged
-        return made
-
-    def __getnewargs__(self) -> tuple[tuple[Lattice, ...], str]:
-        return tuple(self), self.merged
-
-    def __repr__(self) -> str:
-        mark = f", merged={self.merged!r}" if self.merged else ""
-        return f"({', '.join(map(repr, self))}{',' if len(self) == 1 and not mark else ''}{mark})"
-
-
-@dataclass(frozen=True)
-class Map:
-    """What is known of a tensor: its spatial axes, and whether the original still has them.
-
-    Attributes:
-        axes: the spatial axes in order; in the dense network they are always there.
-        collapsed: the original's tensor is a vector per image, [B, K]; the dense network's is [B, K, *spatial].
-        pooled: head="cam" took a pooling over the whole map away, so that every position stands for the map.
-        merged: whether an upsampling in front made one of several phases.
-    """
-
-    axes: tuple[Axis, ...]
-    collapsed: bool = False
-    pooled: bool = False
-    merged: Merged = Merged.NOT
-
-    @property
-    def lattices(self) -> Lattices:
-        return Lattices((axis.lattice for axis in self.axes), self.merged)
-
-    @property
-    def untouched(self) -> bool:
-        """True where the dense network's tensor is the original's."""
-        return not self.collapsed and not self.pooled and all(axis.lattice == (1, 0) for axis in self.axes)
-
-    def with_axes(self, axes: tuple[Axis, ...]) -> Map:
-        return replace(self, axes=axes)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from math import prod
 
 from densify.errors import ConversionError, Refusal, RefusedError
 from densify.lattice import Axis
+from densify.maps import Lattices, Layout, Map, Merged
 from densify.ops import (
     AdaptivePool,
     Channelwise,
@@ -18,11 +19,7 @@ from densify.ops import (
     Flatten,
     Identity,
     Join,
-    Lattices,
-    Layout,
-    Map,
     Merge,
-    Merged,
     Op,
     Other,
     Pad,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from densify.comparison import Check, Judge
-from densify.ops import Map
+from densify.maps import Map
 
 
 def sample_grid(dense: Tensor, one: Map, expected: Sequence[int]) -> Tensor:

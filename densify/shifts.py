@@ -18,7 +18,14 @@ from densify.conversion import Dense
 from densify.graphs.fx.probe import run_at
 from densify.graphs.fx.readers.upsampling import transposed_arguments
 from densify.graphs.fx.registry import Call
-from densify.ops import DenseWindowed, Map, Merge, Merged, ShapeOf, Transposed, Unpool
+from densify.maps import Map, Merged
+from densify.ops import (
+    DenseWindowed,
+    Merge,
+    ShapeOf,
+    Transposed,
+    Unpool,
+)
 from densify.planning import Step
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

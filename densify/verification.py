@@ -28,8 +28,9 @@ from densify.comparison import (
 from densify.conversion import Dense, build, inverse
 from densify.errors import UsageError
 from densify.graphs.fx.trace import same_tensors
+from densify.maps import Map, Merged
 from densify.merge_laws import Merges, has_merges
-from densify.ops import AdaptivePool, Flatten, Identity, Map, Merged
+from densify.ops import AdaptivePool, Flatten, Identity
 from densify.planning import Plan, at_sizes
 from densify.recipe import Options, Origin
 from densify.samples import Sample

@@ -21,8 +21,8 @@ from densify.conversion import convert
 from densify.errors import RefusedError
 from densify.graphs.fx import dilated
 from densify.layers import merges
+from densify.maps import Merged
 from densify.merging import Spread
-from densify.ops import Merged
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 NETS, CHUNK = 160, 20

@@ -23,8 +23,8 @@ from densify.conversion import positions
 from densify.errors import RefusedError
 from densify.lattice import Window
 from densify.layers import etransposed, resample, transposed_shifts
+from densify.maps import Lattices, Merged
 from densify.merging import Spread, spread_of
-from densify.ops import Lattices, Merged
 
 WHOLE = Spread(1, 1, 1)
 MODES = {1: ["nearest", "nearest-exact", "linear"], 2: ["nearest", "nearest-exact", "bilinear", "bicubic"]}

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from densify.lattice import Axis, Window
-from densify.ops import AdaptivePool, Conv, Flatten, GlobalPool, Identity, Linear, Map, PhaseWise
+from densify.maps import Map
+from densify.ops import (
+    AdaptivePool,
+    Conv,
+    Flatten,
+    GlobalPool,
+    Identity,
+    Linear,
+    PhaseWise,
+)
 from densify.rules.registry import Refused, Rewrite, rewrite, rule
 
 

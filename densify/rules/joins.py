@@ -6,7 +6,8 @@ from dataclasses import replace
 from math import gcd
 
 from densify.lattice import Axis, Field, Lattice
-from densify.ops import Join, Map
+from densify.maps import Map
+from densify.ops import Join
 from densify.rules.registry import Refused, Rewrite, rule
 
 

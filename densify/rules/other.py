@@ -6,7 +6,14 @@ from dataclasses import replace
 from fractions import Fraction
 
 from densify.lattice import Axis, pixels
-from densify.ops import Identity, Layout, Map, Other, PhaseWise, Same, Unflatten
+from densify.maps import Layout, Map
+from densify.ops import (
+    Identity,
+    Other,
+    PhaseWise,
+    Same,
+    Unflatten,
+)
 from densify.rules.joins import common, phases_to_take
 from densify.rules.registry import Refused, Rewrite, rule
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from densify.lattice import Axis, Field
-from densify.ops import Crop, Map, Pad, PhaseWise
+from densify.maps import Map
+from densify.ops import Crop, Pad, PhaseWise
 from densify.rules.registry import Refused, Rewrite, rule
 
 

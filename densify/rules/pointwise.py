@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from densify.ops import Channelwise, Map, Op, Pointwise, Rows, ShapeOf, Unsupported, Values
+from densify.maps import Map
+from densify.ops import (
+    Channelwise,
+    Op,
+    Pointwise,
+    Rows,
+    ShapeOf,
+    Unsupported,
+    Values,
+)
 from densify.rules.registry import Refused, Rewrite, rule
 
 

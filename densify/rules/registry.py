@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from densify.ops import Map, Op
+from densify.maps import Map
+from densify.ops import Op
 
 
 class Rewrite(NamedTuple):

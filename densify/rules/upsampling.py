@@ -8,8 +8,17 @@ from fractions import Fraction
 from math import floor
 
 from densify.lattice import Axis, Field, Lattice, pixels
+from densify.maps import Map
 from densify.merging import Reach, Spread, spread_of
-from densify.ops import Interpolation, Map, Merge, PhaseWise, Shuffle, Transposed, Unpool, Upsampling
+from densify.ops import (
+    Interpolation,
+    Merge,
+    PhaseWise,
+    Shuffle,
+    Transposed,
+    Unpool,
+    Upsampling,
+)
 from densify.rules.registry import Refused, Rewrite, rule
 
 _HALF = Fraction(1, 2)

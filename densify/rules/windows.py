@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from densify.lattice import densify_window
-from densify.ops import AvgPool, Conv, DenseWindowed, Map, MaxPool, Patches, PowerPool, Sliding, Windowed
+from densify.maps import Map
+from densify.ops import (
+    AvgPool,
+    Conv,
+    DenseWindowed,
+    MaxPool,
+    Patches,
+    PowerPool,
+    Sliding,
+    Windowed,
+)
 from densify.rules.registry import Refused, Rewrite, rule
 
 

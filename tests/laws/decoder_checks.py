@@ -10,7 +10,7 @@ from torch import Tensor
 
 from densify.conversion import Dense, convert
 from densify.errors import RefusedError
-from densify.ops import Merged
+from densify.maps import Merged
 from laws import fragments
 from laws.checks import assert_equal, check_gradient, check_weights, options, outputs
 from laws.decoders import Decoder, random_decoder

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from densify.lattice import Axis, Field, Lattice
 from densify.layers import eavg_pool, econv, emax_pool
-from densify.ops import AvgPool, Conv, DenseWindowed, Map, MaxPool, Windowed
+from densify.maps import Map
+from densify.ops import (
+    AvgPool,
+    Conv,
+    DenseWindowed,
+    MaxPool,
+    Windowed,
+)
 from densify.rules import rewrite
 from laws.fragments import Fragments as Parts
 from laws.fragments import convolved

@@ -23,7 +23,20 @@ from densify.graphs.fx.write import (
     windowed,
 )
 from densify.lattice import Axis
-from densify.ops import Crop, DenseWindowed, Identity, Join, Layout, Merge, Op, Other, Pad, PhaseWise, Rows, ShapeOf
+from densify.maps import Layout
+from densify.ops import (
+    Crop,
+    DenseWindowed,
+    Identity,
+    Join,
+    Merge,
+    Op,
+    Other,
+    Pad,
+    PhaseWise,
+    Rows,
+    ShapeOf,
+)
 from densify.planning import Step
 from densify.rules.joins import crops, widest
 

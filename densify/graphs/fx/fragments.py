@@ -18,13 +18,12 @@ from densify.graphs.fx.merging import merged
 from densify.graphs.fx.phases import on_fragments, rephased
 from densify.graphs.fx.write import Writer, est_of, identity, item_of, joined, rows, shape_of, windowed
 from densify.lattice import Lattice, densify_window
+from densify.maps import Layout, Map
 from densify.ops import (
     Channelwise,
     DenseWindowed,
     Identity,
     Join,
-    Layout,
-    Map,
     MaxPool,
     Merge,
     Op,

@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 from densify.graphs.fx.probe import image_of, run_at
 from densify.graphs.fx.registry import in_place
 from densify.lattice import Window
-from densify.ops import Layout, Patches
+from densify.maps import Layout
+from densify.ops import Patches
 
 _MOST_HOLES = 16  # samples of a window per sample that is used
 

@@ -19,12 +19,12 @@ from densify.graphs.fx.readers.pointwise import elementwise, random
 from densify.graphs.fx.readers.shapes import describes, reads_shape
 from densify.graphs.fx.readers.windows import has_stride
 from densify.graphs.fx.registry import Call, kind, reader_of
+from densify.maps import Layout
 from densify.ops import (
     Channelwise,
     Conv,
     Flatten,
     Interpolation,
-    Layout,
     Linear,
     Op,
     Other,

@@ -16,6 +16,7 @@ from densify.graphs.fx.readers.pointwise import elementwise
 from densify.graphs.fx.readers.shapes import is_value
 from densify.graphs.fx.registry import Call, in_place, reader_of
 from densify.lattice import DenseWindow
+from densify.maps import Layout, Map
 from densify.ops import (
     AdaptivePool,
     AvgPool,
@@ -23,8 +24,6 @@ from densify.ops import (
     Crop,
     DenseWindowed,
     GlobalPool,
-    Layout,
-    Map,
     MaxPool,
     Op,
     Pad,
