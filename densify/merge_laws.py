@@ -38,9 +38,13 @@ class Merges:
         self.other = self._part(dense.source, other)
         self.plain = self._part(original, "dilated", chosen=False)
         self.shifts = Shifts(dense)
+        outputs = self.shifts.ends.keys() <= dense.plan.outputs.keys()
+        self.behind = dense if outputs else self._part(dense.source, dense.options.form, ends=self.shifts.ends)
 
-    def _part(self, source: nn.Module, form: str, *, chosen: bool = True) -> Dense:
-        part = self.dense.conversion.cut(self.ends, chosen=chosen)
+    def _part(
+        self, source: nn.Module, form: str, *, chosen: bool = True, ends: Mapping[str, str] | None = None
+    ) -> Dense:
+        part = self.dense.conversion.cut(self.ends if ends is None else ends, chosen=chosen)
         part.options = replace(part.options, form=form)
         return Dense(same_tensors(source), self.dense.origin, part).eval()
 
@@ -55,16 +59,18 @@ class Merges:
             checks.append(check_grid(judge, want[key], have[key], one, output=key, **labels))
             checks.append(check_size(sizes, have[key], one, {"output": key, **labels}))
             checks.append(judge(other[key], have[key], law="phases", output=key, **labels))
-        return checks + (self._shifts(x, have, name, tolerance) if self.shifts.fits else [])
+        return checks + self._shifts(x, have, name, tolerance)
 
     def _shifts(self, x: Tensor, given: Mapping[str, Tensor], name: str, tolerance: Tolerance) -> list[Check]:
         expected = self.shifts(x, {self.ends[key]: value for key, value in given.items()})
-        made = self._run(self.dense, x)
-        judge = Judge(tolerance, lambda: self._rounding_of_dense(x, made))
+        if not expected:
+            return []
+        made = self._run(self.behind, x)
+        judge = Judge(tolerance, lambda: self._rounding_behind(x, made))
         return [
             judge(
                 value, made[key], law="shifts", output=key, input=name, runtime="torch",
-                lattice=tuple(map(tuple, self.dense.plan.outputs[key].lattices)),
+                lattice=tuple(map(tuple, self.behind.plan.outputs[key].lattices)),
             )
             for key, value in expected.items()
         ]  # fmt: skip
@@ -77,6 +83,6 @@ class Merges:
         precise = self._part(copy.deepcopy(self.original).double(), "dilated", chosen=False)
         return {key: difference(one, values[key])[1] for key, one in self._run(precise, x.double()).items()}
 
-    def _rounding_of_dense(self, x: Tensor, values: Mapping[str, Tensor]) -> dict[str, float]:
-        precise = copy.deepcopy(self.dense).double()
+    def _rounding_behind(self, x: Tensor, values: Mapping[str, Tensor]) -> dict[str, float]:
+        precise = copy.deepcopy(self.behind).double()
         return {key: difference(one, values[key])[1] for key, one in self._run(precise, x.double()).items()}

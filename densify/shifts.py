@@ -61,35 +61,49 @@ class Shifts:
         self.nodes = {node.name: node for node in self.graph.nodes}
 
     @property
-    def fits(self) -> bool:
-        """False where a stride behind a merge mixes phases, or a map is resampled: there is no shift to run on."""
-        behind = [step for step in self.steps.values() if step.map.merged is not Merged.NOT]
-        return not any(
-            (
-                isinstance(step.op, DenseWindowed)
-                and any((w.stride > 1 and w.est > 1) or w.chosen for w in step.op.windows)
+    def ends(self) -> dict[str, str]:
+        """Names and keys of the tensors to compare: the outputs, or where ops between have no shifts, merges."""
+        made = self._reached()
+        outputs = self.dense.plan.network.outputs
+        merged = {name: key for name, key in outputs.items() if self.steps[key].map.merged is not Merged.NOT}
+        ends = {name: key for name, key in merged.items() if key in made}
+        if ends != merged:
+            ends |= {self.steps[key].site.layer: key for key in made if isinstance(self.steps[key].op, Merge)}
+        return ends
+
+    def _reached(self) -> list[str]:
+        """Keys of the tensors behind merges that follow from the shifts alone, in order.
+
+        What does not: a stride behind a merge mixes phases, and a map that is resampled is no shift's.
+        """
+        made: list[str] = []
+        for key, step in self.steps.items():
+            if step.map.merged is Merged.NOT or isinstance(step.op, ShapeOf):
+                continue
+            mixes = isinstance(step.op, DenseWindowed) and any(
+                (window.stride > 1 and window.est > 1) or window.chosen for window in step.op.windows
             )
-            or (isinstance(step.op, Merge) and step.op.how == "resample")
-            for step in behind
-        )
+            between = isinstance(step.op, Merge) and step.op.how == "resample"
+            known = all(self._is_known(source) or source in made for source in step.site.inputs)
+            if known and not (mixes or between):
+                made.append(key)
+        return made
+
+    def _is_known(self, key: str) -> bool:
+        return self.steps[key].map.merged is Merged.NOT or isinstance(self.steps[key].op, ShapeOf)
 
     def __call__(self, image: Tensor, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The outputs behind merges.
+        """The tensors of :attr:`ends`.
 
         Args:
             image: [B, C, *spatial].
             given: the dense maps in front of the merges by key, see :func:`borders`.
         """
-        root = self.dense.conversion.root
-        numbers = run_at(self.graph, root, image.shape, dtype=image.dtype)
+        numbers = run_at(self.graph, self.dense.conversion.root, image.shape, dtype=image.dtype)
         found = {key: _taken_apart(value, self.steps[key].map) for key, value in given.items()}
-        for key, step in self.steps.items():
-            if step.map.merged is Merged.NOT or isinstance(step.op, ShapeOf):
-                continue
-            if all(source in found or isinstance(self.steps[source].op, ShapeOf) for source in step.site.inputs):
-                found[key] = self._made(step, found, numbers)
-        outputs = self.dense.plan.network.outputs
-        return {name: _together(found[key], self.steps[key].map) for name, key in outputs.items() if key in found}
+        for key in self._reached():
+            found[key] = self._made(self.steps[key], found, numbers)
+        return {name: _together(found[key], self.steps[key].map) for name, key in self.ends.items()}
 
     def _made(self, step: Step, found: Mapping[str, Parts], numbers: Mapping[fx.Node, Any]) -> Parts:
         """One op on every phase; merges at their places."""

@@ -249,6 +249,29 @@ def test_what_is_not_linear_makes_a_network_of_its_own() -> None:
             assert other.lattices["output"].merged == mark
 
 
+class Hourglass(nn.Module):
+    """Down, up, and down again: a stride behind an upsampling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 4, 3, 2, 1), nn.ConvTranspose2d(4, 4, 2, 2)
+        self.again, self.last = nn.Conv2d(4, 4, 3, 2, 1), nn.ConvTranspose2d(4, 3, 4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.last(F.relu(self.again(F.relu(self.up(F.relu(self.down(x)))))))
+        return made
+
+
+def test_a_stride_behind_a_merge_leaves_the_merge_to_check() -> None:
+    """There the two forms are each other's test; the tensor right after the first merge has brute force."""
+    model = Hourglass().double().eval()
+    dense = densify.convert(model, (1, 3, 24, 28), output_stride=1, merge="average")
+    report = densify.verify(model, dense, torch.randn(2, 3, 24, 28).double())
+    assert report, report.failed
+    assert {check.output for check in report.checks if check.law == "shifts"} == {"up"}
+    assert ("phases", "output") in {(check.law, check.output) for check in report.checks}
+
+
 def test_lattices_say_what_was_merged() -> None:
     plain, merged = Lattices(((1, 0),)), Lattices(((1, 0),), Merged.AVERAGE)  # type: ignore[arg-type]
     assert plain == merged == ((1, 0),)
@@ -326,6 +349,17 @@ def test_averages_that_have_no_meaning_are_refused() -> None:
 def test_an_area_interpolation_is_not_resampled() -> None:
     text = refusal(nn.Sequential(*down(2), nn.Upsample(scale_factor=2, mode="area")), start="0", merge="resample")
     assert 'no rule for mode="area"' in text
+
+
+def test_a_crop_that_would_cut_off_the_originals_samples_is_refused() -> None:
+    """padding="same" moves them, so that a crop in front would take them away."""
+
+    class Cropped(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :, 1:, 1:]
+
+    text = refusal(nn.Sequential(*down(2), nn.Conv2d(3, 3, 3), Cropped()), start="0", padding="same")
+    assert 'it pads or crops a map that padding="same" has moved (it reads 1)' in text
 
 
 @pytest.mark.parametrize("merge", ["average", "resample"])
