@@ -6,7 +6,7 @@ This is for verification: slow and plain, and shares no code with the layers tha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -107,19 +107,21 @@ class Shifts:
 
     def _made(self, step: Step, found: Mapping[str, Parts], numbers: Mapping[fx.Node, Any]) -> Parts:
         """One op on every phase; merges at their places."""
-        if isinstance(step.op, Merge):
-            phases = list(product(*(range(s.est if step.op.how == "average" else s.left) for s in step.op.spreads)))
+        merge = step.op if isinstance(step.op, Merge) else None
+        if merge is None:
+            counts = [axis.lattice.stride for axis in step.map.axes]
         else:
-            phases = list(product(*(range(axis.lattice.stride) for axis in step.map.axes)))
-        made = {}
-        for phase in phases:
-            own = {key: _phase_of(found[key], phase, step) for key in step.site.inputs if key in found}
-            made[phase] = self._run(step, own, numbers)
-        if not isinstance(step.op, Merge):
-            return made
-        whole = _placed(made, step.op)
-        if isinstance(step.op.op, Transposed) and step.op.how == "average":
-            whole = self._finished(step, step.op, step.op.op, whole)
+            counts = [spread.est if merge.how == "average" else spread.left for spread in merge.spreads]
+        sources = [key for key in step.site.inputs if key in found]
+        parts = (
+            (phase, self._run(step, {key: _phase_of(found[key], phase, step) for key in sources}, numbers))
+            for phase in product(*map(range, counts))
+        )
+        if merge is None:
+            return dict(parts)
+        whole = _placed(parts, merge, counts)
+        if isinstance(merge.op, Transposed) and merge.how == "average":
+            whole = self._finished(step, merge, merge.op, whole)
         return _taken_apart(whole, step.map)
 
     def _run(self, step: Step, own: Mapping[str, Tensor], numbers: Mapping[fx.Node, Any]) -> Tensor:
@@ -204,30 +206,30 @@ def _phase_of(parts: Parts, phase: tuple[int, ...], step: Step) -> Tensor:
     return parts[tuple(r * (h // e) for r, h, e in zip(phase, have, est, strict=True))]
 
 
-def _placed(made: Parts, merge: Merge) -> Tensor:
+def _placed(parts: Iterable[tuple[tuple[int, ...], Tensor]], merge: Merge, counts: Sequence[int]) -> Tensor:
     """Every shift's result at its place, and the mean of those that reach a sample; in front of all, the next."""
-    some = next(iter(made.values()))
-    sizes = [spread.left * n for spread, n in zip(merge.spreads, some.shape[2:], strict=True)]
-    total, count = some.new_zeros((*some.shape[:2], *sizes)), some.new_zeros((1, 1, *sizes))
-    for phase, part in made.items():
+    total = count = torch.empty(0)
+    sizes: list[int] = []
+    for phase, part in parts:
+        if not sizes:
+            sizes = [spread.left * n for spread, n in zip(merge.spreads, part.shape[2:], strict=True)]
+            total, count = part.new_zeros((*part.shape[:2], *sizes)), part.new_zeros((1, 1, *sizes))
         place: Any = [...]
         begun: Any = [...]
         for r, spread, n, size in zip(phase, merge.spreads, part.shape[2:], sizes, strict=True):
             start = min(r * spread.hop, size)
-            count_here = min(n, len(range(start, size, spread.left)))
-            late = (
-                start // spread.left if isinstance(merge.op, Unpool) else 0
-            )  # its indices are those of the map itself
+            # Where indices put the samples, they are not late, but nothing comes in front of the first window.
+            late = start // spread.left if isinstance(merge.op, Unpool) else 0
             place.append(slice(start, None, spread.left))
-            begun.append(slice(late, late + count_here))
+            begun.append(slice(late, late + min(n, len(range(start, size, spread.left)))))
         total[tuple(place)] += part[tuple(begun)]
         count[tuple(place)] += 1
     total /= count.clamp(min=1)
-    for axis, (spread, size) in enumerate(zip(merge.spreads, sizes, strict=True)):
-        starts = sorted({phase[axis] * spread.hop for phase in made})
+    for axis, (spread, size, phases) in enumerate(zip(merge.spreads, sizes, counts, strict=True)):
+        starts = [r * spread.hop for r in range(phases)]
         source = list(range(size))
         for t in range(min(max(starts), size)):
-            later = [t + k * spread.left for k in range(size) if t + k * spread.left < size]
+            later = range(t, size, spread.left)
             source[t] = next((s for s in later if any(s >= b and (s - b) % spread.left == 0 for b in starts)), t)
         total = total.index_select(2 + axis, torch.tensor(source, device=total.device))
     return total

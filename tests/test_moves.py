@@ -197,3 +197,15 @@ def test_a_chain_that_is_read_on_the_way_stays_what_it_is() -> None:
     model = network(nn.Conv2d(3, 3, 3, 2, 1), Call(run), nn.Conv2d(12, 4, 1))
     dense = densify.convert(model, (1, 3, 48, 72), layers=["0"])
     assert densify.verify(model, dense, inputs((2, 3, 72, 48)))
+
+
+def test_two_samples_that_are_rolled_are_not_mirrored() -> None:
+    """On two samples a roll and a flip are the same; at other sizes they are not."""
+
+    class Rolled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.roll(1, 2)
+
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, 2, 1), Rolled(), nn.Conv2d(3, 3, 2, 2)).double().eval()
+    dense = densify.convert(model, (1, 3, 4, 8), output_stride=1)
+    assert densify.verify(model, dense, [torch.randn(1, 3, *size).double() for size in ((4, 8), (12, 9))])

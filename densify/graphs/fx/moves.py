@@ -67,21 +67,27 @@ def moves(node: fx.Node, layouts: Mapping[fx.Node, Layout], graph: fx.Graph, roo
     return Moves(op, source, between)
 
 
-def mirrored(node: fx.Node, layouts: Mapping[fx.Node, Layout], root: nn.Module) -> tuple[bool, ...]:
-    """Per spatial axis whether a chain of ops turns a map around, where all it does is to move samples; else ()."""
+def mirrored(node: fx.Node, layouts: Mapping[fx.Node, Layout], graph: fx.Graph, root: nn.Module) -> tuple[bool, ...]:
+    """Per spatial axis whether a chain of ops turns a map around, where all it does is to move samples; else ().
+
+    Two samples turned around may also be rolled, so that larger maps decide.
+    """
     found = _chain(node, layouts, root)
     if found is None:
         return ()
     source, between = found
-    values = {one: one.meta["value"] for one in (source, *between, node, *_arguments((*between, node)))}
-    trial = _trial((*between, node), source, values, root)
-    if trial is None or trial.taken.dim() != len(trial.shape):
-        return ()
-    places = torch.unravel_index(trial.taken.clamp(0), trial.shape)
-    return tuple(
-        trial.taken.shape[axis] > 1 and bool((places[axis].diff(dim=axis) == -1).all())
-        for axis in range(2, len(trial.shape))
-    )
+    turned: tuple[bool, ...] = ()
+    for values in _sizes(graph, root, source, node):
+        trial = _trial((*between, node), source, values, root)
+        if trial is None or trial.taken.dim() != len(trial.shape):
+            return ()
+        places = torch.unravel_index(trial.taken.clamp(0), trial.shape)
+        axes = range(2, len(trial.shape))
+        now = tuple(trial.taken.shape[i] > 1 and bool((places[i].diff(dim=i) == -1).all()) for i in axes)
+        turned = tuple(one and other for one, other in zip(turned or now, now, strict=True))
+        if not any(one and trial.taken.shape[2 + axis] < 3 for axis, one in enumerate(turned)):
+            break
+    return turned
 
 
 def _arguments(nodes: Sequence[fx.Node]) -> list[fx.Node]:

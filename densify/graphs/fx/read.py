@@ -198,7 +198,7 @@ class _Reader:
         layout, sizes = self._found(call.node, first)
         if layout is Layout.MIXED:
             sizes = wide
-        mirrors = mirrored(call.node, self.layouts, self.root) if layout is Layout.MAP else ()
+        mirrors = mirrored(call.node, self.layouts, self.graph, self.root) if layout is Layout.MAP else ()
         scales = tuple(Fraction(n, max(m, 1)) for n, m in zip(sizes, wide, strict=True))
         return Other(scales, layout, mirrors=mirrors, strided=has_stride(call.module))
 
