@@ -37,6 +37,13 @@ class Spread(NamedTuple):
         """Every phase stays what and where it is."""
         return self.est == self.left and all(self.place(phase) == (phase, 0) for phase in range(self.est))
 
+    @property
+    def firsts(self) -> list[int]:
+        """For every phase of the result, its first sample that a shift reaches."""
+        return [
+            self.left * min(delay for _, delay in each) + target for target, each in enumerate(self.shifts(self.est))
+        ]
+
     def shifts(self, count: int) -> list[list[tuple[int, int]]]:
         """For every phase of the result, which of the first `count` phases fall on it, each with its delay."""
         found: list[list[tuple[int, int]]] = [[] for _ in range(self.left)]

@@ -210,9 +210,11 @@ def _placed(parts: Iterable[tuple[tuple[int, ...], Tensor]], merge: Merge, count
     """Every shift's result at its place, and the mean of those that reach a sample; in front of all, the next."""
     total = count = torch.empty(0)
     sizes: list[int] = []
+    ends: list[int] = []
     for phase, part in parts:
         if not sizes:
-            sizes = [spread.left * n for spread, n in zip(merge.spreads, part.shape[2:], strict=True)]
+            ends = [spread.left * n for spread, n in zip(merge.spreads, part.shape[2:], strict=True)]
+            sizes = [end + max(spread.firsts) for spread, end in zip(merge.spreads, ends, strict=True)]
             total, count = part.new_zeros((*part.shape[:2], *sizes)), part.new_zeros((1, 1, *sizes))
         place: Any = [...]
         begun: Any = [...]
@@ -220,8 +222,9 @@ def _placed(parts: Iterable[tuple[tuple[int, ...], Tensor]], merge: Merge, count
             start = min(r * spread.hop, size)
             # Where indices put the samples, they are not late, but nothing comes in front of the first window.
             late = start // spread.left if isinstance(merge.op, Unpool) else 0
-            place.append(slice(start, None, spread.left))
-            begun.append(slice(late, late + min(n, len(range(start, size, spread.left)))))
+            some = min(n - late, len(range(start, size, spread.left)))
+            place.append(slice(start, start + some * spread.left, spread.left))
+            begun.append(slice(late, late + some))
         total[tuple(place)] += part[tuple(begun)]
         count[tuple(place)] += 1
     total /= count.clamp(min=1)
@@ -231,5 +234,5 @@ def _placed(parts: Iterable[tuple[tuple[int, ...], Tensor]], merge: Merge, count
         for t in range(min(max(starts), size)):
             later = range(t, size, spread.left)
             source[t] = next((s for s in later if any(s >= b and (s - b) % spread.left == 0 for b in starts)), t)
-        total = total.index_select(2 + axis, torch.tensor(source, device=total.device))
+        total = total.index_select(2 + axis, torch.tensor(source[: ends[axis]], device=total.device))
     return total

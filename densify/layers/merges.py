@@ -81,11 +81,13 @@ def etransposed(
     y = _TRANSPOSED[len(windows)](x, weight, None, hops, 0, 0, groups, taps)
     for axis, (spread, window) in enumerate(zip(spreads, windows, strict=True)):
         n, dim = x.shape[2 + axis] // spread.est, 2 + axis
-        length = spread.left * ((n - 1) * window.stride + window.span + 1 + extra[axis])
+        made = spread.left * ((n - 1) * window.stride + window.span + 1 + extra[axis])
+        length = made if spread.left == 1 or spread.hop == 1 else larger(made, max(spread.firsts) + 1)
         behind = [0, 0] * (len(windows) - 1 - axis)
         y = F.pad(y, [*behind, 0, length - y.shape[dim]])
         y = _averaged(y, dim, spread)
-        y = F.pad(y, [*behind, -window.low * spread.left, -window.high * spread.left])
+        high = made - length - window.high * spread.left
+        y = F.pad(y, [*behind, -window.low * spread.left, high])
     return y if bias is None else y + bias.view(-1, *[1] * len(windows))
 
 
@@ -99,13 +101,11 @@ def _averaged(y: Tensor, dim: int, spread: Spread) -> Tensor:
     reached = ((late >= 0) & (late % spread.left == 0)).sum(1)
     shape = [-1 if d == dim else 1 for d in range(y.dim())]
     y = y / reached.clamp(min=1).to(y.dtype).view(shape)
-    firsts = [
-        spread.left * min(delay for _, delay in each) + target for target, each in enumerate(spread.shifts(spread.est))
-    ]
+    firsts = spread.firsts
     if firsts == list(range(spread.left)):
         return y
     first = torch.tensor(firsts, device=y.device)[sample % spread.left]
-    return y.index_select(dim, torch.maximum(sample, first).clamp(max=y.shape[dim] - 1))
+    return y.index_select(dim, torch.maximum(sample, first))
 
 
 def transposed_shifts(

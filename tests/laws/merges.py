@@ -96,7 +96,8 @@ def upsampled(
 def placed(made: dict[Phase, Tensor], given: Sequence[Lie]) -> Tensor:
     """What was made of each shift at its place, averaged where several meet, the next of the phase where none does."""
     some = next(iter(made.values()))
-    sizes = [one.left * n for one, n in zip(given, some.shape[2:], strict=True)]
+    ends = [one.left * n for one, n in zip(given, some.shape[2:], strict=True)]
+    sizes = [end + one.hop * one.left for one, end in zip(given, ends, strict=True)]  # where even the last has begun
     total, count = some.new_zeros((*some.shape[:2], *sizes)), some.new_zeros((1, 1, *sizes))
     for phase, part in made.items():
         at = [
@@ -108,12 +109,12 @@ def placed(made: dict[Phase, Tensor], given: Sequence[Lie]) -> Tensor:
             begun: Any = (..., *(slice(len(one)) for one in at))
             total[index] += part[begun]
             count[index] += 1
-    total = total / count
+    total = total / count.clamp(min=1)
     for axis, (one, size) in enumerate(zip(given, sizes, strict=True)):
         phases = {phase[axis] for phase in made}
         reached = [any(t >= r * one.hop and (t - r * one.hop) % one.left == 0 for r in phases) for t in range(size)]
         source = [next((s for s in range(t, size, one.left) if reached[s]), t) for t in range(size)]
-        total = total.index_select(2 + axis, torch.tensor(source))
+        total = total.index_select(2 + axis, torch.tensor(source[: ends[axis]]))
     return total
 
 
