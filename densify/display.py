@@ -27,7 +27,8 @@ _MEANING = {
     "size": "the dense output has lattice times the original's samples",
     "phases": "every phase equals the original's layers on its fragment",
     "average": "the output is the mean of the dense map",
-    "shifts": "behind the merges the output is the average of what the original's layers make of every shift",
+    "forms": "both forms of the network compute the same",
+    "merges": "the output is what brute force makes of the maps in front of the merges, every phase by itself",
     "onnx": "ONNX Runtime equals torch",
     "same": "both networks have the same outputs",
 }

@@ -69,12 +69,14 @@ class Map:
         collapsed: the original's tensor is a vector per image, [B, K]; the dense network's is [B, K, *spatial].
         pooled: head="cam" took a pooling over the whole map away, so that every position stands for the map.
         merged: whether an upsampling in front made one of several phases.
+        wide: a sample may depend on the whole image.
     """
 
     axes: tuple[Axis, ...]
     collapsed: bool = False
     pooled: bool = False
     merged: Merged = Merged.NOT
+    wide: bool = False
 
     @property
     def lattices(self) -> Lattices:

@@ -69,6 +69,8 @@ class Reach(NamedTuple):
         first, final: it reads from ``floor(o * pitch + first)`` to ``floor(o * pitch + final)``.
         centre: where sample 0 lies, in samples of the input.
         cropped: how many samples in front of sample 0 it makes and takes away.
+        before, behind: of an interpolation, how many samples it reads on either side of a place, rounded down.
+        rounding: what is added to a place before that: 1/2 for the nearest sample.
     """
 
     pitch: Fraction
@@ -76,11 +78,14 @@ class Reach(NamedTuple):
     final: Fraction
     centre: Fraction
     cropped: int = 0
+    before: int = 0
+    behind: int = 0
+    rounding: Fraction = Fraction(0)
 
     def low(self, output: Fraction) -> Fraction:
         """The first input that an output reads, not yet rounded down."""
-        return output * self.pitch + self.first
+        return output * self.pitch + self.first + self.rounding
 
     def high(self, output: Fraction) -> Fraction:
         """The last input that an output reads, not yet rounded down."""
-        return output * self.pitch + self.final
+        return output * self.pitch + self.final + self.rounding

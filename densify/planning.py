@@ -153,12 +153,24 @@ class Plan:
     @property
     def cost(self) -> tuple[int, int]:
         """Multiply-additions per image at the reference size: the original's and the dense network's."""
-        worked = [step for step in self.steps.values() if step.site.work]
-        work = [(s.site.work, (s.sources[0] if isinstance(s.site.op, Transposed) else s.map).axes) for s in worked]
+        steps = [step for step in self.steps.values() if step.site.work]
+        work = [(s.site.work, (s.sources[0] if isinstance(s.site.op, Transposed) else s.map).axes, s.op) for s in steps]
         return (
-            sum(each * prod(axis.size for axis in axes) for each, axes in work),
-            sum(each * prod(axis.dense for axis in axes) for each, axes in work),
+            sum(each * prod(axis.size for axis in axes) for each, axes, _ in work),
+            sum(each * prod(_computed(axes, op)) for each, axes, op in work),
         )
+
+    @property
+    def merges(self) -> dict[str, str]:
+        """The upsamplings that meet a denser map, and what they do: "select", "average" or "resample"."""
+        return {step.site.layer: step.op.how for step in self.steps.values() if isinstance(step.op, Merge)}
+
+
+def _computed(axes: tuple[Axis, ...], op: Op | None) -> list[int]:
+    """How many samples an op reads or makes: phases that a merge drops are not computed."""
+    if isinstance(op, Merge) and op.how == "select":
+        return [axis.size * spread.left for axis, spread in zip(axes, op.spreads, strict=True)]
+    return [axis.dense for axis in axes]
 
 
 def walk(
@@ -196,7 +208,8 @@ def walk(
             reason = error.reason + _operands(network, site)
             refusals.append(Refusal(site.layer, reason, remedy or error.remedy + ".", site.where))
             continue
-        steps[key] = Step(site, op, sources, replace(result, merged=_merged(site, op, sources)))
+        result = replace(result, wide=_is_wide(op, sources, result))
+        steps[key] = Step(site, op, sources, replace(result, merged=_merged(site, op, sources, result)))
         if sizes is None:
             _agrees(site, result)
     refusals += [*_mixed_outputs(network, steps), *_stale_reads(network, steps)]
@@ -225,14 +238,32 @@ def _input(site: Site, sizes: tuple[int, ...] | None) -> Map:
     return Map(tuple(Axis.of_input(size) for size in (sizes or shape[2:])))
 
 
-def _merged(site: Site, op: Op, sources: tuple[Map, ...]) -> Merged:
+def _is_wide(op: Op, sources: tuple[Map, ...], result: Map) -> bool:
+    """Whether a sample may depend on more than a window of the image, so that it does not move with the image."""
+    mixes = isinstance(op, PhaseWise) and isinstance(op.op, Other)
+    return mixes or any(source.wide for source in sources) or any(axis.whole for axis in result.axes)
+
+
+def _merged(site: Site, op: Op, sources: tuple[Map, ...], result: Map) -> Merged:
     """What upsamplings have made of a result up to here."""
     before = {source.merged for source in sources}
-    if Merged.NEW in before or (Merged.AVERAGE in before and not site.linear):
+    if Merged.AVERAGE in before and not (site.linear and _moves_along(site, op, sources, result)):
+        return Merged.NEW
+    if Merged.NEW in before:
         return Merged.NEW
     if isinstance(op, Merge) and op.how != "select":
         return Merged.AVERAGE if op.how == "average" else Merged.NEW
     return Merged.AVERAGE if Merged.AVERAGE in before else Merged.NOT
+
+
+def _moves_along(site: Site, op: Op, sources: tuple[Map, ...], result: Map) -> bool:
+    """Whether an op makes of a moved image what it makes of the image, moved: else an average is one no more."""
+    if isinstance(site.op, Windowed) and site.op.strided:
+        return False
+    if any(source.wide for source in sources):
+        return False
+    est = [axis.lattice.stride for axis in result.axes]
+    return isinstance(op, Merge) or all([axis.lattice.stride for axis in one.axes] == est for one in sources)
 
 
 def _operands(network: Network, site: Site) -> str:

@@ -1,16 +1,12 @@
-"""What merge="average" means, by brute force: the original's own ops on every shift, each result put in its place.
-
-This is for verification: slow and plain, and shares no code with the layers that it checks.
-"""
+"""What lies behind merges, by brute force: the original's own ops on every phase, merges put together plainly."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
@@ -18,29 +14,34 @@ from densify.conversion import Dense
 from densify.graphs.fx.probe import run_at
 from densify.graphs.fx.readers.upsampling import transposed_arguments
 from densify.graphs.fx.registry import Call
-from densify.maps import Map, Merged
-from densify.ops import (
-    DenseWindowed,
-    Merge,
-    ShapeOf,
-    Transposed,
-    Unpool,
-)
-from densify.planning import Step
+from densify.maps import Layout, Merged
+from densify.ops import DenseWindowed, Interpolation, Merge, ShapeOf, Transposed
+from densify.placing import Parts, Phase, placed, read_between, taken_apart, together
+from densify.planning import Plan, Step
+from densify.rules.joins import common, phases_to_take
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-Parts = dict[tuple[int, ...], Tensor]
 
 
-def borders(dense: Dense) -> dict[str, str]:
+def tail(plan: Plan) -> list[str]:
+    """Keys of what lies behind merges, in order, and of tensors that are no maps on the way there."""
+    steps, network = plan.steps, plan.network
+    needed = set[str]().union(*(network.ancestors(key) for key in network.outputs.values()))
+    found = {key for key in needed if steps[key].map.merged is not Merged.NOT}
+    read = {source for key in found for source in steps[key].site.inputs}
+    for key in reversed(list(steps)):
+        site = steps[key].site
+        if key in read and (site.layout is Layout.MIXED or site.shape is None) and site.op is not None:
+            found.add(key)
+            read |= set(site.inputs)
+    return [key for key in steps if key in found and not isinstance(steps[key].op, ShapeOf)]
+
+
+def borders(plan: Plan) -> dict[str, str]:
     """Names and keys of the tensors in front of all merges, with which :class:`Shifts` begins."""
-    steps = dense.plan.steps
-    needed = set[str]().union(*(dense.plan.network.ancestors(key) for key in dense.plan.network.outputs.values()))
-    behind = [step for key, step in steps.items() if key in needed and step.map.merged is not Merged.NOT]
-    keys = dict.fromkeys(key for step in behind for key in step.site.inputs)
-    fronts = [
-        steps[key] for key in keys if steps[key].map.merged is Merged.NOT and not isinstance(steps[key].op, ShapeOf)
-    ]
+    behind = tail(plan)
+    keys = dict.fromkeys(source for key in behind for source in plan.steps[key].site.inputs)
+    fronts = [plan.steps[key] for key in keys if key not in behind and not isinstance(plan.steps[key].op, ShapeOf)]
     layers = Counter(step.site.layer for step in fronts)
     return {
         step.site.layer if layers[step.site.layer] == 1 else f"{step.site.layer} ({step.site.key})": step.site.key
@@ -49,48 +50,37 @@ def borders(dense: Dense) -> dict[str, str]:
 
 
 class Shifts:
-    """The part of a network behind its merges, on every phase by itself.
-
-    Args:
-        dense: a network with merges that average.
-    """
+    """The part of a network behind its merges, on every phase by itself."""
 
     def __init__(self, dense: Dense) -> None:
         self.dense, self.steps = dense, dense.plan.steps
         self.graph = dense.conversion.graphs[False]
         self.nodes = {node.name: node for node in self.graph.nodes}
+        self.reached = self._reached()
 
     @property
     def ends(self) -> dict[str, str]:
-        """Names and keys of the tensors to compare: the outputs, or where ops between have no shifts, merges."""
-        made = self._reached()
+        """Names and keys of the tensors to compare: the outputs, or where a stride mixes phases before, the merges."""
         outputs = self.dense.plan.network.outputs
         merged = {name: key for name, key in outputs.items() if self.steps[key].map.merged is not Merged.NOT}
-        ends = {name: key for name, key in merged.items() if key in made}
+        ends = {name: key for name, key in merged.items() if key in self.reached}
         if ends != merged:
-            ends |= {self.steps[key].site.layer: key for key in made if isinstance(self.steps[key].op, Merge)}
+            ends |= {self.steps[key].site.layer: key for key in self.reached if isinstance(self.steps[key].op, Merge)}
         return ends
 
     def _reached(self) -> list[str]:
-        """Keys of the tensors behind merges that follow from the shifts alone, in order.
-
-        What does not: a stride behind a merge mixes phases, and a map that is resampled is no shift's.
-        """
-        made: list[str] = []
-        for key, step in self.steps.items():
-            if step.map.merged is Merged.NOT or isinstance(step.op, ShapeOf):
-                continue
+        """Keys of the tail that follow from phases alone: a stride makes or mixes them, a window of a head has none."""
+        behind, made = tail(self.dense.plan), list[str]()
+        for key in behind:
+            step = self.steps[key]
             mixes = isinstance(step.op, DenseWindowed) and any(
                 (window.stride > 1 and window.est > 1) or window.chosen for window in step.op.windows
             )
-            between = isinstance(step.op, Merge) and step.op.how == "resample"
-            known = all(self._is_known(source) or source in made for source in step.site.inputs)
-            if known and not (mixes or between):
+            flat = any(one.collapsed and not all(axis.statistic for axis in one.axes) for one in step.sources)
+            known = all(source in made or source not in behind for source in step.site.inputs)
+            if known and not mixes and not flat:
                 made.append(key)
         return made
-
-    def _is_known(self, key: str) -> bool:
-        return self.steps[key].map.merged is Merged.NOT or isinstance(self.steps[key].op, ShapeOf)
 
     def __call__(self, image: Tensor, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of :attr:`ends`.
@@ -99,77 +89,101 @@ class Shifts:
             image: [B, C, *spatial].
             given: the dense maps in front of the merges by key, see :func:`borders`.
         """
-        numbers = run_at(self.graph, self.dense.conversion.root, image.shape, dtype=image.dtype)
-        found = {key: _taken_apart(value, self.steps[key].map) for key, value in given.items()}
-        for key in self._reached():
-            found[key] = self._made(self.steps[key], found, numbers)
-        return {name: _together(found[key], self.steps[key].map) for name, key in self.ends.items()}
+        sizes = run_at(self.graph, self.dense.conversion.root, image.shape, dtype=image.dtype)
+        found = {key: taken_apart(value, self.steps[key].map) for key, value in given.items()}
+        for key in self.reached:
+            step = self.steps[key]
+            make = self._merge if isinstance(step.op, Merge) else self._each
+            found[key] = make(step, found, sizes)
+        return {name: together(found[key], self.steps[key].map) for name, key in self.ends.items()}
 
-    def _made(self, step: Step, found: Mapping[str, Parts], numbers: Mapping[fx.Node, Any]) -> Parts:
-        """One op on every phase; merges at their places."""
-        merge = step.op if isinstance(step.op, Merge) else None
-        if merge is None:
-            counts = [axis.lattice.stride for axis in step.map.axes]
-        else:
-            counts = [spread.est if merge.how == "average" else spread.left for spread in merge.spreads]
-        sources = [key for key in step.site.inputs if key in found]
-        parts = (
-            (phase, self._run(step, {key: _phase_of(found[key], phase, step) for key in sources}, numbers))
-            for phase in product(*map(range, counts))
-        )
-        if merge is None:
-            return dict(parts)
-        whole = _placed(parts, merge, counts)
-        if isinstance(merge.op, Transposed) and merge.how == "average":
-            whole = self._finished(step, merge, merge.op, whole)
-        return _taken_apart(whole, step.map)
-
-    def _run(self, step: Step, own: Mapping[str, Tensor], numbers: Mapping[fx.Node, Any]) -> Tensor:
-        node = self.nodes[step.site.key]
-
-        def value(source: fx.Node) -> Any:
-            if source.name in own:
-                return own[source.name]
-            if source.op == "get_attr":
-                return _attribute(self.dense.source, str(source.target))
-            known = numbers.get(source)
-            return known if known is not None and not isinstance(known, Tensor) else call(source)
-
-        def call(source: fx.Node) -> Any:
-            args, kwargs = fx.map_arg((source.args, source.kwargs), value)
-            if source.op == "call_module":
-                return self.dense.source.get_submodule(str(source.target))(*args, **kwargs)
-            if source.op == "call_method":
-                return getattr(args[0], str(source.target))(*args[1:], **kwargs)
-            assert callable(source.target)
-            return source.target(*args, **kwargs)
-
-        if isinstance(step.op, Merge) and isinstance(step.op.op, Transposed) and step.op.how == "average":
-            return self._uncropped(step, step.op.op, own[step.site.inputs[0]], value)
-        made: Tensor = call(node)
+    def _each(self, step: Step, found: Mapping[str, Parts], sizes: Mapping[fx.Node, Any]) -> Parts:
+        """An op on every phase, with the phases of its operands that have the same shift."""
+        wide = [common(axes) for axes in zip(*(source.axes for source in step.sources), strict=True)]
+        taken = {
+            key: [phases_to_take(*pair) for pair in zip(source.axes, wide, strict=True)]
+            for key, source in zip(step.site.inputs, step.sources, strict=True)
+            if key in found
+        }
+        made: Parts = {}
+        for phase in product(*(range(axis.lattice.stride) for axis in step.map.axes)):
+            own = {
+                key: found[key][tuple(each[r] for each, r in zip(phases, phase, strict=True))]
+                for key, phases in taken.items()
+            }
+            made[phase] = self._call(self.nodes[step.site.key], self._values(own, sizes))
         return made
 
-    def _given(self, step: Step) -> dict[str, Any]:
+    def _merge(self, step: Step, found: Mapping[str, Parts], sizes: Mapping[fx.Node, Any]) -> Parts:
+        """An upsampling: what the original makes of every phase at its place, or the dense map read in between."""
+        merge, node = step.op, self.nodes[step.site.key]
+        assert isinstance(merge, Merge)
+        if isinstance(merge.op, Interpolation) and merge.how == "resample":
+            x = together(found[step.site.inputs[0]], step.sources[0])
+            return taken_apart(read_between(x, merge, merge.op, sizes[node].shape[2:]), step.map)
+        averaged = isinstance(merge.op, Transposed) and merge.how == "average"
+        read = step.site.inputs[:1] if isinstance(merge.op, Interpolation) else step.site.inputs
+
+        def run(phase: Phase) -> Tensor:
+            value = self._values({key: found[key][phase] for key in read}, sizes)
+            made: Tensor = self._uncropped(step, value) if averaged else self._call(node, value)
+            return made
+
+        counts = [spread.est if merge.how == "average" else spread.left for spread in merge.spreads]
+        whole = placed(((phase, run(phase)) for phase in product(*map(range, counts))), merge, counts)
+        if averaged:
+            whole = self._finished(step, merge, whole, self._values({}, sizes))
+        return taken_apart(whole, step.map)
+
+    def _values(self, own: Mapping[str, Any], sizes: Mapping[fx.Node, Any]) -> Callable[[fx.Node], Any]:
+        """What a node is: a phase of a map, a number that follows from sizes, or what the program makes of weights."""
+
+        def value(node: fx.Node) -> Any:
+            if node.name in own:
+                return own[node.name]
+            if node.op == "get_attr":
+                return _attribute(self.dense.source, str(node.target))
+            known = sizes.get(node)
+            return known if known is not None and not isinstance(known, Tensor) else self._call(node, value)
+
+        return value
+
+    def _call(self, node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), value)
+        if node.op == "call_module":
+            return self.dense.source.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+    def _given(self, step: Step, value: Callable[[fx.Node], Any], *names: str) -> dict[str, Any]:
+        """Arguments of a transposed convolution."""
         node = self.nodes[step.site.key]
         module = self.dense.source.get_submodule(str(node.target)) if node.op == "call_module" else None
-        return transposed_arguments(Call(node, module, (self.nodes[step.site.inputs[0]],)))
+        given = transposed_arguments(Call(node, module, (self.nodes[step.site.inputs[0]],)))
+        return {name: fx.map_arg(given[name], value) for name in names}
 
-    def _uncropped(self, step: Step, op: Transposed, x: Tensor, value: Any) -> Tensor:
-        """A transposed convolution before its padding is cropped and its bias added."""
-        given = fx.map_arg(self._given(step), value)
-        strides, dilations = [w.stride for w in op.windows], [w.dilation for w in op.windows]
+    def _uncropped(self, step: Step, value: Callable[[fx.Node], Any]) -> Tensor:
+        """A transposed convolution of one phase, before its padding is cropped and its bias added."""
+        op, x = step.site.op, value(self.nodes[step.site.inputs[0]])
+        assert isinstance(op, Transposed)
+        given = self._given(step, value, "weight", "groups", "output_size")
         extra = list(op.extra)
         if given["output_size"] is not None:
             wanted = list(given["output_size"])[-len(extra) :]
-            sizes = zip(x.shape[2:], wanted, op.windows, strict=True)
-            extra = [m - ((n - 1) * w.stride - 2 * w.low + w.span + 1) for n, m, w in sizes]
-        return _TRANSPOSED[len(op.windows)](x, given["weight"], None, strides, 0, extra, given["groups"], dilations)
+            pairs = zip(x.shape[2:], wanted, op.windows, strict=True)
+            extra = [m - ((n - 1) * w.stride - 2 * w.low + w.span + 1) for n, m, w in pairs]
+        strides, dilations = [w.stride for w in op.windows], [w.dilation for w in op.windows]
+        return _TRANSPOSED[len(extra)](x, given["weight"], None, strides, 0, extra, given["groups"], dilations)
 
-    def _finished(self, step: Step, merge: Merge, op: Transposed, y: Tensor) -> Tensor:
+    def _finished(self, step: Step, merge: Merge, y: Tensor, value: Callable[[fx.Node], Any]) -> Tensor:
+        op = step.site.op
+        assert isinstance(op, Transposed)
         for axis, (window, spread) in enumerate(zip(op.windows, merge.spreads, strict=True)):
             crop = window.low * spread.left
             y = y.narrow(2 + axis, crop, y.shape[2 + axis] - 2 * crop)
-        bias = fx.map_arg(self._given(step)["bias"], lambda node: _attribute(self.dense.source, str(node.target)))
+        bias = self._given(step, value, "bias")["bias"]
         return y if bias is None else y + bias.view(-1, *[1] * len(op.windows))
 
 
@@ -177,62 +191,3 @@ def _attribute(root: Any, path: str) -> Any:
     for name in path.split("."):
         root = getattr(root, name)
     return root
-
-
-def _taken_apart(x: Tensor, one: Map) -> Parts:
-    """The phases of a dense map."""
-    found = {}
-    for phase in product(*(range(axis.lattice.stride) for axis in one.axes)):
-        index: Any = (..., *(slice(r, None, axis.lattice.stride) for r, axis in zip(phase, one.axes, strict=True)))
-        found[phase] = x[index]
-    return found
-
-
-def _together(parts: Parts, one: Map) -> Tensor:
-    some = next(iter(parts.values()))
-    sizes = [n * axis.lattice.stride for n, axis in zip(some.shape[2:], one.axes, strict=True)]
-    whole = some.new_empty((*some.shape[:2], *sizes))
-    for phase, part in parts.items():
-        index: Any = (..., *(slice(r, None, axis.lattice.stride) for r, axis in zip(phase, one.axes, strict=True)))
-        whole[index] = part
-    return whole
-
-
-def _phase_of(parts: Parts, phase: tuple[int, ...], step: Step) -> Tensor:
-    """The phase of a map that belongs to one of the result: the same, or of a denser map that of the same shift."""
-    have = [1 + max(column) for column in zip(*parts, strict=True)]
-    merges = isinstance(step.op, Merge)
-    est = have if merges else [axis.lattice.stride for axis in step.map.axes]
-    return parts[tuple(r * (h // e) for r, h, e in zip(phase, have, est, strict=True))]
-
-
-def _placed(parts: Iterable[tuple[tuple[int, ...], Tensor]], merge: Merge, counts: Sequence[int]) -> Tensor:
-    """Every shift's result at its place, and the mean of those that reach a sample; in front of all, the next."""
-    total = count = torch.empty(0)
-    sizes: list[int] = []
-    ends: list[int] = []
-    for phase, part in parts:
-        if not sizes:
-            ends = [spread.left * n for spread, n in zip(merge.spreads, part.shape[2:], strict=True)]
-            sizes = [end + max(spread.firsts) for spread, end in zip(merge.spreads, ends, strict=True)]
-            total, count = part.new_zeros((*part.shape[:2], *sizes)), part.new_zeros((1, 1, *sizes))
-        place: Any = [...]
-        begun: Any = [...]
-        for r, spread, n, size in zip(phase, merge.spreads, part.shape[2:], sizes, strict=True):
-            start = min(r * spread.hop, size)
-            # Where indices put the samples, they are not late, but nothing comes in front of the first window.
-            late = start // spread.left if isinstance(merge.op, Unpool) else 0
-            some = min(n - late, len(range(start, size, spread.left)))
-            place.append(slice(start, start + some * spread.left, spread.left))
-            begun.append(slice(late, late + some))
-        total[tuple(place)] += part[tuple(begun)]
-        count[tuple(place)] += 1
-    total /= count.clamp(min=1)
-    for axis, (spread, size, phases) in enumerate(zip(merge.spreads, sizes, counts, strict=True)):
-        starts = [r * spread.hop for r in range(phases)]
-        source = list(range(size))
-        for t in range(min(max(starts), size)):
-            later = range(t, size, spread.left)
-            source[t] = next((s for s in later if any(s >= b and (s - b) % spread.left == 0 for b in starts)), t)
-        total = total.index_select(2 + axis, torch.tensor(source[: ends[axis]], device=total.device))
-    return total

@@ -192,11 +192,14 @@ def _phases(
         return []
     want, have = dict(named_outputs(other(x.clone()))), dict(named_outputs(dense(x.clone())))
     judge = Judge(tolerance, lambda: _rounding(reference, x, reference(x)))
-    labels = {"law": "phases", "input": name, "runtime": "torch"}
+    labels = {"input": name, "runtime": "torch"}
     return [
-        judge(want[key], have[key], output=key, lattice=tuple(map(tuple, one.lattices)), **labels)
+        judge(
+            want[key], have[key], output=key, lattice=tuple(map(tuple, one.lattices)),
+            law="phases" if one.merged is Merged.NOT else "forms", **labels,
+        )
         for key, one in dense.plan.outputs.items()
-    ]
+    ]  # fmt: skip
 
 
 def _averages(dense: Dense, probe: Dense, x: Tensor, name: str, tolerance: Tolerance) -> list[Check]:

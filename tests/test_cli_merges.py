@@ -42,11 +42,11 @@ def test_a_merged_network_there_and_back(tmp_path: Path) -> None:
     assert made.status == 0, made.stderr
     assert made.document["merged"] == {"output": "average"}
     laws = {(check["law"], check["output"]) for check in made.document["checks"]}
-    assert {("grid", "score4"), ("grid", "score3"), ("shifts", "output"), ("onnx", "output")} <= laws
+    assert {("grid", "score4"), ("grid", "score3"), ("merges", "output"), ("onnx", "output")} <= laws
     assert ("grid", "output") not in laws
     shown = densify("verify", files[0], "--trust-code", "--sample", SCENE)
     assert shown.status == 0, shown.stderr
-    assert "shifts: behind the merges" in shown.stdout
+    assert "merges: the output is what brute force" in shown.stdout
     back = tmp_path / "back.safetensors"
     assert densify("inverse", files[0], "--trust-code", "--sample", SCENE, "-o", back).status == 0
     original, returned = load_file(WEIGHTS), load_file(back)

@@ -224,7 +224,7 @@ def test_verify_lists_the_laws_of_merges(name: str, form: str) -> None:
     report = densify.verify(model, dense, [torch.randn(1, 3, 40, 44).double(), torch.randn(2, 3, 56, 36).double()])
     assert report, report.failed
     laws = {(check.law, check.output) for check in report.checks}
-    assert {("size", "output"), ("phases", "output"), ("shifts", "output")} <= laws
+    assert {("size", "output"), ("forms", "output"), ("merges", "output")} <= laws
     assert ("grid", "output") not in laws
     assert {output for law, output in laws if law == "grid"}
 
@@ -236,7 +236,7 @@ def test_verify_finds_a_wrong_average(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Scores().double().eval()
     dense = densify.convert(model, (1, 3, 40, 44), start="pool2", merge="average")
     report = densify.verify(model, dense, torch.randn(1, 3, 40, 44).double())
-    assert {check.law for check in report.failed} == {"phases", "shifts"}
+    assert {check.law for check in report.failed} == {"forms", "merges"}
 
 
 def test_what_is_not_linear_makes_a_network_of_its_own() -> None:
@@ -268,8 +268,8 @@ def test_a_stride_behind_a_merge_leaves_the_merge_to_check() -> None:
     dense = densify.convert(model, (1, 3, 24, 28), output_stride=1, merge="average")
     report = densify.verify(model, dense, torch.randn(2, 3, 24, 28).double())
     assert report, report.failed
-    assert {check.output for check in report.checks if check.law == "shifts"} == {"up"}
-    assert ("phases", "output") in {(check.law, check.output) for check in report.checks}
+    assert {check.output for check in report.checks if check.law == "merges"} == {"up"}
+    assert ("forms", "output") in {(check.law, check.output) for check in report.checks}
 
 
 def test_lattices_say_what_was_merged() -> None:

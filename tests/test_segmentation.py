@@ -139,7 +139,7 @@ def test_laws(name: str, form: str) -> None:
     report = densify.verify(model, dense, [images(shape) for shape in SHAPES[name]])
     assert report, report.failed
     laws = {check.law for check in report.checks}
-    assert laws == {"weights", "size", "phases", "grid", "shifts"}
+    assert laws == {"weights", "size", "phases", "forms", "grid", "merges"}
     assert dense.lattices["output"].merged == ("average" if name in FCN else "new")
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from densify.lattice import Window, larger
 from densify.merging import Spread
 
+LARGEST = 1000  # of the numbers of a fraction whose multiples are computed exactly
+
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
@@ -172,7 +174,11 @@ def resample(
         last = est * (n - 1)
         t = torch.arange(size * left, device=x.device)
         den, num = factors[axis] if factors else (size, n)  # neighbouring samples read num / den apart
-        if mode == "nearest":
+        if mode.startswith("nearest") and factors and max(num, den) > LARGEST:
+            half = 0.5 if mode == "nearest-exact" else 0.0  # a factor that is no fraction: no sample is a tie
+            place = ((t.double() / left + half) * num / den - half) * est + half
+            x = x.index_select(dim, torch.floor(place).long().clamp(0, last))
+        elif mode == "nearest":
             x = x.index_select(dim, (t * (est * num) // (left * den)).clamp(0, last))
         elif mode == "nearest-exact":
             place = (2 * t + left) * (est * num) - (est - 1) * left * den

@@ -81,13 +81,18 @@ def _check(op: Upsampling, how: str) -> None:
         return
     if how == "resample" and op.mode not in ("nearest", "nearest-exact", "linear", "cubic"):
         raise Refused(f'merge="resample" has no rule for mode="{op.mode}"', "Use another mode of interpolation")
-    placed = op.factors and not op.align_corners and all(factor.denominator == 1 for factor in op.factors)
-    if how == "average" and not placed:
+    if how == "average" and not whole_factors(op):
         raise Refused(
             "the shifts of what it makes do not fall on its samples, so that they have no average: that takes a whole "
             "scale_factor, and no align_corners",
             'Use merge="resample", which averages elsewhere',
         )
+
+
+def whole_factors(op: Interpolation) -> bool:
+    """Whether a map that is moved by a sample gives a result that is moved by whole samples."""
+    fractions = any(factor.denominator > 1 for factor in op.factors)
+    return bool(op.factors) and not (op.align_corners or fractions or op.mode.endswith("antialiased"))
 
 
 def _upsampled(op: Upsampling, index: int, axis: Axis, spread: Spread, how: str, other: Map | None) -> Axis:
@@ -108,7 +113,7 @@ def _upsampled(op: Upsampling, index: int, axis: Axis, spread: Spread, how: str,
         dense=size * left,
         lattice=Lattice(left),
         step=pixels(axis.step / ratio),
-        field=_field(axis, reach, reads),
+        field=_field(axis, reach, reads, at_first=how == "resample" and getattr(op, "mode", "") == "nearest"),
         repeated=repeated,
         upsampled=True,
     )
@@ -139,18 +144,21 @@ def _reach(op: Upsampling, index: int, size: int, made: int) -> Reach:
     else:
         pitch = 1 / op.factors[index] if op.factors else Fraction(size, made)
         start = pitch / 2 - _HALF
-    if op.mode in ("nearest", "nearest-exact"):
-        start = start + _HALF if op.mode == "nearest-exact" else Fraction(0)
-        return Reach(pitch, start, start, pitch / 2 - _HALF)
-    before, behind = (1, 2) if op.mode == "cubic" else (0, 1)
-    return Reach(pitch, start - before, start + behind, start)
+    middle = pitch / 2 - _HALF
+    if op.mode == "nearest":
+        return Reach(pitch, Fraction(0), Fraction(0), middle)
+    if op.mode == "nearest-exact":
+        return Reach(pitch, middle, middle, middle, rounding=_HALF)
+    before, behind = (1, 2) if op.mode.startswith("cubic") else (0, 1)
+    return Reach(pitch, start - before, start + behind, start, before=before, behind=behind)
 
 
 def _reads(t: int, spread: Spread, reach: Reach, how: str) -> Iterator[tuple[int, int, int]]:
     """What sample t of the result reads: first and last sample of the dense input, and how far apart they lie."""
     est, left, _ = spread
     if how == "resample":
-        yield floor(est * reach.low(Fraction(t, left))), floor(est * reach.high(Fraction(t, left))), 1
+        place = floor(est * (Fraction(t, left) * reach.pitch + reach.first + reach.before) + reach.rounding)
+        yield place - reach.before, place + reach.behind, 1
         return
     for phase, delay in spread.shifts(left if how == "select" else est)[t % left]:
         at = Fraction(t // left - delay)
@@ -162,11 +170,15 @@ def _any_repeated(axis: Axis, first: int, last: int, apart: int) -> bool:
     return any(axis.repeated[index] for index in range(first, last + 1, apart) if 0 <= index < axis.dense)
 
 
-def _field(axis: Axis, reach: Reach, reads: list[list[tuple[int, int, int]]]) -> Field | None:
-    """The receptive field of sample 0, as wide as that of the sample that sees most."""
+def _field(axis: Axis, reach: Reach, reads: list[list[tuple[int, int, int]]], *, at_first: bool) -> Field | None:
+    """The receptive field of sample 0, as wide as that of the sample that sees most.
+
+    Args:
+        at_first: sample 0 lies at sample 0 of the input, and not in the middle of what is made of that.
+    """
     if axis.field is None:
         return None
     spans = [max(one[1] for one in each) - min(one[0] for one in each) for each in reads if each]
     extent = axis.field.last - axis.field.first + axis.pitch * max(spans)
-    middle = Fraction(axis.field.first + axis.field.last) / 2 + axis.step * reach.centre
+    middle = Fraction(axis.field.first + axis.field.last) / 2 + axis.step * (0 if at_first else reach.centre)
     return Field(pixels(middle - Fraction(extent) / 2), pixels(middle + Fraction(extent) / 2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 
-from torch import nn
+from torch import Tensor, nn
 
 from densify.graphs.fx.readers.pointwise import batch_norm, cat, dropout
 from densify.graphs.fx.readers.shapes import getitem
@@ -14,7 +14,6 @@ from densify.ops import (
     Channelwise,
     Conv,
     Crop,
-    GlobalPool,
     Interpolation,
     Join,
     Op,
@@ -25,8 +24,9 @@ from densify.ops import (
     Shuffle,
     Transposed,
 )
+from densify.rules.upsampling import whole_factors
 
-_ALWAYS = (AvgPool, Conv, Crop, Interpolation, Pad, Patches, Same, Shuffle, Transposed)
+_ALWAYS = (AvgPool, Conv, Crop, Pad, Patches, Same, Shuffle, Transposed)
 _SUMS = [
     *everywhere("add sub subtract neg contiguous clone detach chunk split"),
     *(operator.add, operator.sub, operator.iadd, operator.isub, operator.neg, "to", "float"),
@@ -35,28 +35,30 @@ _PRODUCTS = [
     *everywhere("mul div true_divide multiply divide"),
     *(operator.mul, operator.truediv, operator.imul, operator.itruediv),
 ]
+_DIVISIONS = ("div", "true_divide", "divide", "truediv", "itruediv", "div_")
 _MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-_MEANS = everywhere("mean sum adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d")
 _READERS = (batch_norm, cat, dropout, getitem)
 
 
 def linear(call: Call, op: Op) -> bool:
-    """Whether an op in eval mode is linear in its maps together, but for a constant.
+    """Whether an op in eval mode is linear in its maps together, but for a constant, and the same at every place.
 
     A product of two maps is not, and what is not known is taken not to be.
     """
+    if isinstance(op, Interpolation):
+        return whole_factors(op)
     if isinstance(op, _ALWAYS):
         return True
-    target = call.node.target
-    if isinstance(op, GlobalPool):
-        return "Avg" in type(call.module).__name__ or target in _MEANS
     if not isinstance(op, Pointwise | Channelwise | Join):
         return False
     if call.module is not None:
         return isinstance(call.module, _MODULES) or reader_of(call) is batch_norm
+    made, target = call.result, call.node.target
+    if isinstance(made, Tensor) and not made.is_floating_point():
+        return False
     if target in _SUMS or reader_of(call) in _READERS:
         return True
-    divides = getattr(target, "__name__", target) in ("div", "true_divide", "divide", "truediv", "itruediv", "div_")
-    by_map = divides and call.node.args[0] not in call.maps
-    times = target in _PRODUCTS and len(call.maps) == 1 and call.node.args.count(call.maps[0]) == 1
-    return times and not by_map
+    divides = getattr(target, "__name__", target) in _DIVISIONS
+    if divides and (call.node.args[0] not in call.maps or call.node.kwargs.get("rounding_mode")):
+        return False
+    return target in _PRODUCTS and len(call.maps) == 1 and call.node.args.count(call.maps[0]) == 1

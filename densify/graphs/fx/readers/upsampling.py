@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from densify.graphs.fx.readers.windows import each
 from densify.graphs.fx.registry import Call, reads
 from densify.lattice import Window
+from densify.layers.merges import LARGEST
 from densify.ops import Interpolation, Op, Shuffle, Transposed, Unpool, Unsupported
 
 _MODES = {"bilinear": "linear", "trilinear": "linear", "bicubic": "cubic"}
@@ -25,8 +26,6 @@ def interpolate(call: Call) -> Op | None:
     """torch takes a size or scale factors; these place the samples unless it is to compute them anew from the sizes."""
     names = "input size scale_factor mode align_corners recompute_scale_factor antialias"
     given = call.arguments(names, size=None, scale_factor=None, mode="nearest", align_corners=None)
-    if given.get("antialias"):
-        return Unsupported("its antialiasing follows the size of the map", "Leave antialias out")
     factors = given["scale_factor"]
     fixed = factors is not None and not given.get("recompute_scale_factor")
     written = each(factors, call.spatial) if fixed else []
@@ -34,7 +33,7 @@ def interpolate(call: Call) -> Op | None:
         written = []
     return Interpolation(
         _scales(call),
-        mode=_MODES.get(given["mode"], given["mode"]),
+        mode=_MODES.get(given["mode"], given["mode"]) + (" antialiased" if given.get("antialias") else ""),
         align_corners=bool(given["align_corners"]),
         factors=tuple(map(_fraction, written)),
     )
@@ -42,7 +41,7 @@ def interpolate(call: Call) -> Op | None:
 
 def _fraction(factor: float) -> Fraction:
     """A scale factor as the fraction that is meant by it, 1/3 say."""
-    near = Fraction(factor).limit_denominator(1000)
+    near = Fraction(factor).limit_denominator(LARGEST)
     return near if float(near) == factor else Fraction(factor)
 
 
