@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from densify.errors import UsageError
 from densify.lattice import Pixels
 from densify.ops import Other, Windowed
-from densify.planning import Chosen, Network, Plan, Site, walk
+from densify.planning import walk
+from densify.plans import Chosen, Network, Plan, Site
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,8 @@ class Judge:
         note = ""
         if not expected.isfinite().any():
             base, note = -1.0, "nothing to compare: the original's output has no finite number"
+        elif expected.numel() and not expected.any() and not actual.any():
+            note = "both are 0 everywhere, which proves nothing: give trained weights"
         passed = relative <= base or (base >= 0 and absolute <= self._tolerance.atol)
         numbers: dict[str, Any] = {
             "absolute": absolute,

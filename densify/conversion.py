@@ -22,7 +22,8 @@ from densify.heads import HEADS, apply_head
 from densify.lattice import PADDINGS, number
 from densify.maps import Lattices, Map
 from densify.merging import MERGES
-from densify.planning import Network, Plan, walk
+from densify.planning import walk
+from densify.plans import Network, Plan
 from densify.recipe import Options, Origin, Recipe, digests
 
 FORMS = {"dilated": DilatedWriter, "fragments": FragmentWriter}

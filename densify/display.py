@@ -273,7 +273,7 @@ def _places(places: Sequence[Document]) -> str:
     if any(place["first"] is None for place in places):
         return f", one prediction per {step} pixels of shift"
     first = _axes([f"{place['first']:g}" for place in places])
-    return f", a sample every {step} input pixels, the first at {first}"
+    return f", a sample every {'input pixel' if step == '1' else f'{step} input pixels'}, the first at {first}"
 
 
 def _repeated(output: Document) -> str:

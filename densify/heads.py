@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from densify.errors import Refusal, RefusedError
 from densify.ops import AdaptivePool, Flatten, GlobalPool
-from densify.planning import Network, Site
+from densify.plans import Network, Site
 
 HEADS = ("dense", "average", "features", "cam")
 

@@ -1,23 +1,24 @@
 """Walk a network once, ask the rule of every op, collect all refusals: a plan of what is to change.
 
-A :class:`Network` is what the readers make of a torch.fx or ONNX graph. Nothing here imports torch.
+Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from math import prod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 
 from densify.errors import ConversionError, Refusal, RefusedError
 from densify.lattice import Axis
-from densify.maps import Lattices, Layout, Map, Merged
+from densify.maps import Layout, Map, Merged
 from densify.ops import (
     AdaptivePool,
     Channelwise,
     Crop,
     Flatten,
     Identity,
+    Interpolation,
     Join,
     Merge,
     Op,
@@ -26,151 +27,11 @@ from densify.ops import (
     PhaseWise,
     Pointwise,
     Sliding,
-    Transposed,
     Upsampling,
     Windowed,
 )
+from densify.plans import Chosen, Network, Plan, Site, Step
 from densify.rules import Refused, rewrite
-
-
-@dataclass(frozen=True)
-class Site:
-    """One op of a network where it stands.
-
-    Attributes:
-        key: its name in the graph, unique.
-        layer: the name that people use: the module's path, for functions the path of the calling module and the
-            function's name.
-        kind: the op's name in its framework, for display.
-        op: its description; None for the network's inputs.
-        inputs: keys of the sites whose maps it reads.
-        shape: shape of its result in the original, or None where that is no tensor.
-        where: source file and line, where known.
-        work: multiply-additions per output sample and image.
-        layout: what its result is in the original.
-        linear: whether an average of its results is its result on the average, at whichever of its maps.
-        views, rereads: where the op changes a tensor that is read again, keys of its views and of what reads later.
-    """
-
-    key: str
-    layer: str
-    kind: str
-    op: Op | None
-    inputs: tuple[str, ...]
-    shape: tuple[int, ...] | None
-    where: str = ""
-    work: int = 0
-    layout: Layout = Layout.MAP
-    linear: bool = False
-    views: tuple[str, ...] = ()
-    rereads: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Network:
-    """The ops of one graph in order.
-
-    Attributes:
-        sites: by key; ops without a spatial map (sizes, parameters) are not among them.
-        outputs: for every output tensor its name and the key of its site.
-        training: whether the graph is that of train mode.
-    """
-
-    sites: Mapping[str, Site]
-    outputs: Mapping[str, str]
-    training: bool = False
-
-    def ancestors(self, key: str) -> set[str]:
-        """Keys of all sites that `key` depends on, itself included."""
-        seen: set[str] = set()
-        stack = [key]
-        while stack:
-            current = stack.pop()
-            if current not in seen:
-                seen.add(current)
-                stack.extend(self.sites[current].inputs)
-        return seen
-
-
-@dataclass(frozen=True)
-class Step:
-    """What becomes of one site: the op that is put there, the maps it reads and the map it makes."""
-
-    site: Site
-    op: Op | None
-    sources: tuple[Map, ...]
-    map: Map
-
-
-Chosen = frozenset[tuple[str, int]]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What would change, and where everything comes to lie.
-
-    Attributes:
-        network: the original's ops, after the head option was applied.
-        steps: by key.
-        chosen: the (site key, axis) whose strides are removed.
-        padding, head, merge: as given to convert.
-    """
-
-    network: Network
-    steps: Mapping[str, Step]
-    chosen: Chosen
-    padding: str
-    head: str
-    merge: str = "select"
-
-    @property
-    def outputs(self) -> dict[str, Map]:
-        """The map of every output tensor, before head="average" takes its mean."""
-        return {name: self.steps[key].map for name, key in self.network.outputs.items()}
-
-    @property
-    def lattices(self) -> dict[str, Lattices]:
-        """The lattice of every output, per spatial axis, marked where it is made of several phases."""
-        return {name: Lattices() if self.head == "average" else one.lattices for name, one in self.outputs.items()}
-
-    @property
-    def exact(self) -> bool:
-        """False where padding="same" changed what border windows see: then law 1 holds clear of the borders only."""
-        return all(axis.exact for one in self.outputs.values() for axis in one.axes)
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Names of the chosen layers in graph order."""
-        keys = {key for key, _ in self.chosen}
-        return tuple(dict.fromkeys(site.layer for key, site in self.network.sites.items() if key in keys))
-
-    @property
-    def wrapped(self) -> dict[str, str]:
-        """The layers that run on every phase by itself, statistics over the whole map among them, and their ops."""
-        steps = [step for step in self.steps.values() if isinstance(step.op, PhaseWise)]
-        return {s.site.layer: s.site.kind for s in steps if not all(source.untouched for source in s.sources)}
-
-    @property
-    def cost(self) -> tuple[int, int]:
-        """Multiply-additions per image at the reference size: the original's and the dense network's."""
-        steps = [step for step in self.steps.values() if step.site.work]
-        work = [(s.site.work, (s.sources[0] if isinstance(s.site.op, Transposed) else s.map).axes, s.op) for s in steps]
-        return (
-            sum(each * prod(axis.size for axis in axes) for each, axes, _ in work),
-            sum(each * prod(_computed(axes, op)) for each, axes, op in work),
-        )
-
-    @property
-    def merges(self) -> dict[str, str]:
-        """The upsamplings that meet a denser map, and what they do: "select", "average" or "resample"."""
-        return {step.site.layer: step.op.how for step in self.steps.values() if isinstance(step.op, Merge)}
-
-
-def _computed(axes: tuple[Axis, ...], op: Op | None) -> list[int]:
-    """How many samples an op reads or makes: phases that a merge drops are not computed."""
-    if isinstance(op, Merge) and op.how == "select":
-        return [axis.size * spread.left for axis, spread in zip(axes, op.spreads, strict=True)]
-    return [axis.dense for axis in axes]
 
 
 def walk(
@@ -213,8 +74,9 @@ def walk(
         if sizes is None:
             _agrees(site, result)
     refusals += [*_mixed_outputs(network, steps), *_stale_reads(network, steps)]
-    if chosen and not refusals:
-        refusals += _lost_density(network, steps)
+    if chosen and not refusals and merge == "select":
+        again = partial(walk, network, chosen, padding=padding, head=head, sizes=sizes)
+        refusals += _lost_density(network, steps, lambda other: again(merge=other))
     if refusals:
         raise RefusedError(tuple(refusals))
     return Plan(network, steps, chosen, padding, head, merge)
@@ -325,24 +187,41 @@ def _stale_reads(network: Network, steps: Mapping[str, Step]) -> list[Refusal]:
 _ON_THE_SPOT = (Pointwise, Channelwise, Join, Identity, Crop)
 
 
-def _lost_density(network: Network, steps: Mapping[str, Step]) -> list[Refusal]:
-    """Upsamplings that leave every output as coarse as it was: then the conversion would be for nothing."""
+def _lost_density(network: Network, steps: Mapping[str, Step], again: Callable[[str], Plan]) -> list[Refusal]:
+    """Upsamplings that leave every output as coarse as it was: then the conversion would be for nothing.
+
+    Args:
+        again: plans the same conversion with another merge.
+    """
     ends = [steps[key].map for key in network.outputs.values()]
     if any(lattice.stride > 1 for end in ends for lattice in end.lattices):
         return []
     found = [step.site for step in steps.values() if isinstance(step.op, Merge) and step.op.drops]
+    if not found:
+        return []
+    first, others = found[0], dict.fromkeys(site.layer for site in found[1:])
+    others.pop(first.layer, None)
     reason = "it meets the denser map as an upsampling, and takes all of the new density away from every output"
-    more = f"; so do {', '.join(site.layer for site in found[1:])}" if found[1:] else ""
-    return [Refusal(s.layer, reason + _operands(network, s) + more, _MERGES, s.where) for s in found[:1]]
+    more = f"; so do {', '.join(others)}" if others else ""
+    between = any(isinstance(site.op, Interpolation) for site in found)
+    ways = [text for how, text in _MERGES.items() if (between or how == "average") and _plans(again, how)]
+    ways.append("Or choose" if ways else "Choose")
+    remedy = " ".join(ways) + " layers whose maps reach an output without an upsampling."
+    return [Refusal(first.layer, reason + _operands(network, first) + more, remedy, first.where)]
 
 
-_MERGES = (
-    'merge="average" runs it on every shift of the image and averages the results, which is the average of the '
-    "original over all shifts as far as linear layers follow, and elsewhere a network to be trained; "
-    'merge="resample" does so too, but lets interpolations read the denser map where the original would read between '
-    "its samples. "
-    "Or choose layers whose maps reach an output without it."
-)
+_MERGES = {
+    "average": 'Use merge="average": upsamplings run on every shift of the image, and the results are averaged.',
+    "resample": 'Use merge="resample": interpolations read the denser map where the original reads between samples.',
+}
+
+
+def _plans(again: Callable[[str], Plan], merge: str) -> bool:
+    try:
+        again(merge)
+    except RefusedError:
+        return False
+    return True
 
 
 def _agrees(site: Site, result: Map) -> None:

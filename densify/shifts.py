@@ -17,7 +17,7 @@ from densify.graphs.fx.registry import Call
 from densify.maps import Layout, Merged
 from densify.ops import DenseWindowed, Interpolation, Merge, ShapeOf, Transposed
 from densify.placing import Parts, Phase, placed, read_between, taken_apart, together
-from densify.planning import Plan, Step
+from densify.plans import Plan, Step
 from densify.rules.joins import common, phases_to_take
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

@@ -31,7 +31,8 @@ from densify.graphs.fx.trace import same_tensors
 from densify.maps import Map, Merged
 from densify.merge_laws import Merges, has_merges
 from densify.ops import AdaptivePool, Flatten, Identity
-from densify.planning import Plan, at_sizes
+from densify.planning import at_sizes
+from densify.plans import Plan
 from densify.recipe import Options, Origin
 from densify.samples import Sample
 from densify.sampling import check_size, clear_of_borders, sample_grid

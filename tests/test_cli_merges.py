@@ -52,3 +52,39 @@ def test_a_merged_network_there_and_back(tmp_path: Path) -> None:
     original, returned = load_file(WEIGHTS), load_file(back)
     assert original.keys() == returned.keys()
     assert all(np.array_equal(original[key], returned[key]) for key in original)
+
+
+MULTIPLES = """
+import torch
+from torch import nn
+
+INPUT_SIZE = (3, 32, 32)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
+        self.up, self.last = nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x):
+        level = self.first(x).relu()
+        return self.last(torch.cat([level, self.up(self.second(level))], 1))
+
+
+def net():
+    return Net()
+"""
+
+
+def test_a_network_that_takes_multiples_alone_is_verified_on_such(tmp_path: Path) -> None:
+    """Random inputs are of sizes that the network takes, for the ONNX file too."""
+    (tmp_path / "multiples.py").write_text(MULTIPLES)
+    made = densify(
+        "convert", f"{tmp_path / 'multiples.py'}:net", "--init", "random", "--output-stride", 1, "--merge", "average",
+        "-o", tmp_path / "net.onnx", "--json",
+    )  # fmt: skip
+    assert made.status == 0, made.stderr
+    inputs = {check["input"] for check in made.document["checks"] if check["law"] == "onnx"}
+    assert len(inputs) == 4
+    assert "random 32x32" in inputs

@@ -335,7 +335,7 @@ def test_an_unknown_upsampling_is_refused_with_the_layer_that_it_reads() -> None
 
 def test_select_explains_the_choice() -> None:
     text = refusal(Scores(), start="pool2")
-    for part in ("up2", "(it reads fc)", "so do up4", 'merge="average"', 'merge="resample"'):
+    for part in ("up2", "(it reads fc)", "so do up4", 'Use merge="average"', 'Use merge="resample"'):
         assert part in text
 
 

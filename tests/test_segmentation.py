@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import densify
 from densify.ops import Merge
-from densify.planning import Plan
+from densify.plans import Plan
 from densify.samples import Sample
 from densify.verification import verify_onnx
 

@@ -16,6 +16,7 @@ from densify.checkpoint import write_state
 from densify.cli.memory import page_out
 from densify.cli.models import dtype_of, moved
 from densify.cli.options import Run, Voice
+from densify.cli.sizes import Sizes
 from densify.comparison import Report, Tolerance, compare, evaluating
 from densify.conversion import Dense
 from densify.errors import DensifyError, UsageError, VerificationError
@@ -37,7 +38,11 @@ def inputs(
     """What to verify on: the given samples, else random inputs of three sizes; in the model's own dtype."""
     if run.samples:
         return read_samples(run.samples, size, mean, std, dtype_of(model))
-    return random_inputs(size, verification_sizes(size[1:]), run.seed, dtype_of(model))
+    known = Sizes(model, (1, *size))
+    near = [known.nearest((1, size[0], *one)) for one in verification_sizes(size[1:])]
+    # A head of fixed window takes the reference alone: there the dense network says what the original means.
+    sizes = dict.fromkeys(one[2:] for one in near if one is not None)
+    return random_inputs(size, list(sizes) or [tuple(size[1:])], run.seed, dtype_of(model))
 
 
 def placed(samples: Sequence[Sample], run: Run) -> list[Sample]:
@@ -92,7 +97,7 @@ def _legal_samples(network: nn.Module, samples: Sequence[Sample], run: Run) -> I
             if reason is not None:
                 raise UsageError(
                     f"{sample.name}: the network takes no input of {list(sample.tensor.shape)} ({reason}); give "
-                    "samples of at least the reference size (--input-size)"
+                    "samples of sizes that it takes, such as the reference size (--input-size)"
                 ) from error
         raise
 
@@ -212,6 +217,8 @@ class Writing:
             least, most = result.dynamic.get(name or "", (1, None))
             limited = min(max(size, least), most or size)
             extra.append(result.fixed.get(name or "", limited))
+        if not result.fixed:
+            extra = list(Sizes(self.model, self.shape).nearest(extra) or (2, *self.shape[1:]))
         generator = torch.Generator().manual_seed(self.run.seed + 1)
         x = torch.randn(extra, generator=generator, dtype=torch.float64).to(dtype_of(self.model))
         added = Sample(f"random {'x'.join(map(str, extra[2:]))}, batch {extra[0]}", x)

@@ -23,7 +23,7 @@ from densify.ops import (
     Rows,
     Windowed,
 )
-from densify.planning import Plan, Step
+from densify.plans import Plan, Step
 
 Facts = dict[str, Any]
 

@@ -100,6 +100,8 @@ def _upsampled(op: Upsampling, index: int, axis: Axis, spread: Spread, how: str,
     est, left, _ = spread
     like = other.axes[index] if other is not None and isinstance(op, Interpolation) else None
     size = _size(op, index, axis.size) if like is None else like.size
+    if size < 1:
+        raise Refused(f"it makes no sample of a map of {axis.size} samples", "Give a larger example")
     if axis.whole:
         seen = tuple(any(axis.repeated[phase::est]) for phase in range(est))
         return replace(axis, size=size, dense=size * est, repeated=seen * size)

@@ -18,7 +18,7 @@ from densify.comparison import evaluating
 from densify.graphs.fx.guards import guard
 from densify.maps import Layout
 from densify.ops import Other, Rows, ShapeOf
-from densify.planning import Network, Site
+from densify.plans import Network, Site
 
 _BATCHES = ((0, 1, 2, 3, 4), (2, 0, 5, 4, 1, 6))  # by number; neither first nor last, nor one neighbour, is the same
 _COMMON = (2, 0, 4, 1)

@@ -37,7 +37,7 @@ from densify.ops import (
     Rows,
     ShapeOf,
 )
-from densify.planning import Step
+from densify.plans import Step
 from densify.rules.joins import crops, widest
 
 

@@ -32,7 +32,7 @@ from densify.ops import (
     Rows,
     ShapeOf,
 )
-from densify.planning import Step
+from densify.plans import Step
 
 
 def _windowed(writer: Writer, node: fx.Node, step: Step, op: Op) -> fx.Node:

@@ -11,7 +11,7 @@ from densify.graphs.fx.readers.upsampling import transposed_arguments
 from densify.graphs.fx.registry import Call
 from densify.graphs.fx.write import Writer, est_of
 from densify.ops import Interpolation, Merge, Transposed, Unpool
-from densify.planning import Step
+from densify.plans import Step
 
 
 def merged(writer: Writer, node: fx.Node, step: Step, op: Merge, *, at_once: bool) -> fx.Node:

@@ -11,7 +11,7 @@ from torch import fx
 
 from densify import layers
 from densify.graphs.fx.write import Writer, est_of
-from densify.planning import Step
+from densify.plans import Step
 from densify.rules.joins import common, phases_to_take
 
 

@@ -1,4 +1,4 @@
-"""From a torch.fx graph to a :class:`densify.planning.Network`: every node described by its reader."""
+"""From a torch.fx graph to a :class:`densify.plans.Network`: every node described by its reader."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from densify.ops import (
     Values,
     Windowed,
 )
-from densify.planning import Network, Site
+from densify.plans import Network, Site
 from densify.structure import named
 
 

@@ -34,7 +34,7 @@ from densify.ops import (
     Sliding,
     Values,
 )
-from densify.planning import Network, Plan, Step
+from densify.plans import Network, Plan, Step
 
 _CONV_ARGUMENTS = "input weight bias stride padding dilation groups"
 
