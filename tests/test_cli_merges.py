@@ -15,7 +15,7 @@ WEIGHTS = MODELS / "digit_segmentation.safetensors"
 def test_without_a_merge_the_choice_is_explained() -> None:
     made = densify("plan", NET, "--start", "pool3")
     assert made.status == 3
-    for words in ("up2", "so do up8", "it reads score4", 'merge="average"', 'merge="resample"'):
+    for words in ("up2", "so do up8", "it reads score4", 'Use merge="average"'):
         assert words in made.stderr
 
 

@@ -334,9 +334,17 @@ def test_an_unknown_upsampling_is_refused_with_the_layer_that_it_reads() -> None
 
 
 def test_select_explains_the_choice() -> None:
+    """And offers what will work: a transposed convolution can be averaged, an interpolation to a size resampled."""
     text = refusal(Scores(), start="pool2")
-    for part in ("up2", "(it reads fc)", "so do up4", 'Use merge="average"', 'Use merge="resample"'):
+    for part in ("up2", "(it reads fc)", "so do up4", 'Use merge="average"'):
         assert part in text
+    assert 'merge="resample"' not in text
+    sized = refusal(nn.Sequential(*down(2), nn.Upsample(size=(48, 48))), start="0")
+    assert 'Use merge="resample"' in sized
+    assert 'merge="average"' not in sized
+    both = refusal(nn.Sequential(*down(2), nn.Upsample(scale_factor=2)), start="0")
+    assert 'Use merge="average"' in both
+    assert 'Use merge="resample"' in both
 
 
 def test_averages_that_have_no_meaning_are_refused() -> None:
