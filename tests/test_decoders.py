@@ -17,7 +17,7 @@ from laws.integers import inputs
 from torch import Tensor
 
 from densify import layers
-from densify.conversion import convert
+from densify.conversion import convert, plan
 from densify.errors import RefusedError
 from densify.graphs.fx import dilated
 from densify.layers import merges
@@ -46,15 +46,15 @@ def test_random_decoders_reach_every_case() -> None:
             assert kinds[merge, kind] > 1, (merge, kind)
     marks: Counter[Merged] = Counter()
     refused = 0
-    for one in decoders:
+    for one in decoders[: NETS // 3]:
         try:
-            dense = convert(one.net, one.net.reference, **options(one.choice), merge=one.merge)
+            made = plan(one.net, one.net.reference, **options(one.choice), merge=one.merge)
         except RefusedError:
             refused += 1
             continue
-        marks.update(output.merged for output in dense.plan.outputs.values())
-    assert min(marks[mark] for mark in Merged) > 20, marks
-    assert refused < NETS / 4
+        marks.update(output.merged for output in made.outputs.values())
+    assert min(marks[mark] for mark in Merged) > 5, marks
+    assert refused < NETS / 8
 
 
 Patch = Callable[[pytest.MonkeyPatch], None]
