@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from laws.blocks import Block
 from laws.builder import Builder, Geometry
-from laws.fragments import Choice, fits, rule, window_ops
+from laws.fragments import Choice, fits
 from laws.integers import inputs, integer_weights
 from laws.merges import ResizeLike
-from laws.nets import alive
+from laws.nets import alive, drawn_choice
 from laws.program import RandomNet, Value
 
 _TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -64,7 +64,7 @@ def random_decoder(seed: int, merge: str | None = None) -> Decoder:
         made = _attempt(rng, rng.choice([1, 2, 2, 2, 3]), how)
         if made is None or not alive(made) or not fits(made, inputs(made.reference)):
             continue
-        choice = _choice(rng, made)
+        choice = drawn_choice(rng, made, lambda choice: True)
         if choice is not None:
             return Decoder(made, choice, how)
 
@@ -210,21 +210,3 @@ def _resized(build: Builder, x: Value, like: Value) -> Value:
     build.net.exact = build.net.exact and mode == "nearest"
     build.net.exact_gradient &= build.net.exact
     return build.add((x, like), x.channels, ResizeLike(mode, corners), "like")
-
-
-def _choice(rng: random.Random, net: RandomNet) -> Choice | None:
-    """A random choice that removes at least one stride."""
-    met = window_ops(net, inputs(net.reference))
-    stages = [names for names in net.stages if names]
-    for _ in range(20):
-        kind = rng.choice(["start", "start", "output_stride", "layers"])
-        choice = Choice(output_stride=rng.choice([1, 1, 2, 3, 4]))
-        if kind == "start" and stages:
-            choice = Choice(start=rng.choice(stages)[0])
-        if kind == "layers" and stages:
-            picked = [names for names in stages if rng.random() < 0.6] or [rng.choice(stages)]
-            choice = Choice(layers=tuple(dict.fromkeys(name for names in picked for name in names)))
-        chooses = rule(choice, met)
-        if any(entry[3] > 1 and chooses(*entry) for entry in met):
-            return choice
-    return None

@@ -7,6 +7,7 @@ runs at other sizes: branches that are joined agree in size whatever the input's
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -88,6 +89,11 @@ def alive(net: RandomNet) -> bool:
 
 def _choice(rng: random.Random, net: RandomNet) -> Choice:
     """A random choice that removes at least one stride, or the head alone where there is none."""
+    return drawn_choice(rng, net, lambda choice: _fits(net, choice)) or Choice(layers=())
+
+
+def drawn_choice(rng: random.Random, net: RandomNet, fitting: Callable[[Choice], bool]) -> Choice | None:
+    """A random choice that removes at least one stride, of those that fit; None where none is found."""
     met = window_ops(net, inputs(net.reference), net.window)
     stages = [names for names in net.stages if names]
     for _ in range(20):
@@ -99,9 +105,9 @@ def _choice(rng: random.Random, net: RandomNet) -> Choice:
             picked = [names for names in stages if rng.random() < 0.6] or [rng.choice(stages)]
             choice = Choice(layers=tuple(dict.fromkeys(name for names in picked for name in names)))
         chooses = rule(choice, met)
-        if any(entry[3] > 1 and chooses(*entry) for entry in met) and _fits(net, choice):
+        if any(entry[3] > 1 and chooses(*entry) for entry in met) and fitting(choice):
             return choice
-    return Choice(layers=())
+    return None
 
 
 def _fits(net: RandomNet, choice: Choice) -> bool:
