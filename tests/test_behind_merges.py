@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import densify
+from densify.errors import RefusedError
 
 Tail = Callable[["Net", Tensor, Tensor, Tensor], Any]
 
@@ -161,3 +162,12 @@ def test_positions_of_a_resampled_map() -> None:
         model = model_of(lambda net, x, y, z, mode=mode: F.interpolate(z, scale_factor=4, mode=mode))  # type: ignore[misc]
         (at, _) = densify.convert(model, (1, 2, 48, 48), start="c1", merge="resample").positions["output"]
         assert (at.step, at.first, at.receptive_field) == (1, first, extent)
+
+
+def test_a_strip_is_not_read_between_its_phases() -> None:
+    """A statistic along one axis has phases that are no neighbours; `plan` names what the merges do."""
+    model = model_of(lambda net, x, y, z: F.interpolate(z.mean(3, keepdim=True), size=x.shape[2:], mode="bilinear"))
+    with pytest.raises(RefusedError, match="along one axis it meets a denser map"):
+        densify.convert(model, (1, 2, 24, 28), start="c1", merge="resample")
+    plain = densify.plan(model_of(lambda net, x, y, z: net.up(z)), (1, 2, 24, 28), start="c1", merge="average")
+    assert plain.merges == {"up": "average"}

@@ -46,6 +46,11 @@ def upsampling(op: Upsampling, source: Map, other: Map | None = None, *, padding
         between = op.merge == "resample" and isinstance(op, Interpolation)
         how = "average" if op.merge == "resample" and not between else op.merge
         _check(op, how)
+        if (how == "resample" or isinstance(op, Transposed)) and any(axis.whole for axis in source.axes):
+            raise Refused(
+                "along one axis it meets a denser map, along another what was made of the whole map, phase by phase",
+                "Choose layers behind it, or use two ops",
+            )
     axes = tuple(
         _upsampled(op, i, axis, spread, how, other)
         for i, (axis, spread) in enumerate(zip(source.axes, spreads, strict=True))

@@ -53,6 +53,7 @@ def pixel_shuffle(call: Call) -> Op | None:
 @reads(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 @reads(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 def transposed(call: Call) -> Op | None:
+    """Where the caller gives the sizes, output_padding is what makes them."""
     written = transposed_arguments(call)
     geometry = ("stride", "padding", "output_padding", "dilation")
     if any(isinstance(one, fx.Node) for key in geometry for one in each(written[key], 1)):
@@ -70,6 +71,7 @@ def transposed(call: Call) -> Op | None:
 
 @reads(nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d, F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)
 def unpool(call: Call) -> Op | None:
+    """It reads two maps, the second being the indices of a max pooling."""
     names = "kernel_size stride padding output_size" if call.module is None else "output_size kernel_size stride"
     given = call.arguments(f"input indices {names}", stride=None, output_size=None)
     kernel = each(given["kernel_size"], call.spatial)
