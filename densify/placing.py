@@ -84,6 +84,8 @@ def placed(parts: Iterable[tuple[Phase, Tensor]], merge: Merge, counts: Sequence
 def read_between(x: Tensor, merge: Merge, op: Interpolation, made: Sequence[int]) -> Tensor:
     """A dense map read at e times the original's coordinates; `made` are the sizes that the original makes."""
     for axis, (spread, size) in enumerate(zip(merge.spreads, made, strict=True)):
+        if op.factors and op.factors[axis] == 1:
+            continue
         n = x.shape[2 + axis] // spread.est
         matrix = x.new_zeros((size * spread.left, x.shape[2 + axis]))
         for t in range(size * spread.left):

@@ -169,6 +169,8 @@ def resample(
         [B, C, *(made * left)].
     """
     for axis, (spread, size) in enumerate(zip(spreads, list(made)[-len(spreads) :], strict=True)):
+        if factors and factors[axis] == (1, 1):
+            continue  # nothing happens along this axis, at its far side neither
         dim, (est, left, _) = 2 + axis, spread
         n = x.shape[dim] // est
         last = est * (n - 1)

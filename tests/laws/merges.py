@@ -142,6 +142,8 @@ def _resampled(module: Any, parts: dict[Phase, Tensor], given: Sequence[Lie], ot
         pitch = Fraction(n, size)
         if isinstance(module, nn.Upsample):
             pitch = 1 / ratio(module, axis, 0, None)
+            if pitch == 1:
+                continue  # the map stays as it is along this axis
         mode = module.mode.removeprefix("bi").removeprefix("tri")
         matrix = some.new_zeros((size * one.left, n * one.est))
         for t in range(size * one.left):
