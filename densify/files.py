@@ -1,13 +1,14 @@
-"""Outputs that are whole or not there: everything is written beside its target, flushed, then renamed."""
+"""Outputs that are whole or not there: everything is written in a folder beside its target, flushed, then renamed."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from densify.errors import UsageError
 
@@ -40,17 +41,23 @@ def check_writable(paths: Sequence[Path], overwrite: bool = False) -> None:
         _check_target(path, overwrite)
 
 
+def companion(path: Path) -> Path:
+    """The file beside an ONNX file that holds its weights where they pass 2 GiB."""
+    return path.with_name(f"{path.name}.data")
+
+
 def write_atomically(path: Path, write: Writer, *, overwrite: bool = False) -> None:
-    """Write one file, whole or not at all.
+    """Write one file, and its companion where it has one, whole or not at all.
 
     Args:
         path: the target. A link is followed, so that the file it points to is replaced.
-        write: called with the path of an empty file in the target's folder, of the same suffix; fills it.
-        overwrite: whether an existing target may be replaced.
+        write: called with the path of an empty file of the target's name, in a folder of its own beside the target;
+            fills it, and may put a :func:`companion` beside it, which will lie beside the target.
+        overwrite: whether an existing target, or companion, may be replaced.
 
     Raises:
         UsageError: before `write` is called, where the target exists or its folder cannot be written;
-            and after it, where the file system refuses (a full disk).
+            and after it, where the companion exists, or the file system refuses (a full disk).
         BaseException: whatever `write` raises passes through, the target untouched and nothing left behind.
     """
     write_all({path: write}, overwrite=overwrite)
@@ -64,21 +71,42 @@ def write_all(writers: Mapping[Path, Writer], *, overwrite: bool = False) -> Non
         overwrite: whether existing targets may be replaced.
 
     Raises:
-        UsageError: as `write_atomically`. Where a rename fails after others succeeded, the new files
-            are removed again; files that were replaced by then stay replaced.
+        UsageError: as `write_atomically`. Where a rename fails after others succeeded, the new files are removed
+            again, and those that they replaced are put back.
     """
     for path in writers:
         _check_target(path, overwrite)
-    with _temporaries(writers) as temporaries:
+    with _places(writers) as places:
+        moves: list[_Move] = []
         for path, write in writers.items():
+            place = places[path]
             with _explained(path):
-                mode = temporaries[path].stat().st_mode
-                write(temporaries[path])
-                temporaries[path].chmod(mode)  # some libraries replace the file by one that nobody else may read
-                _flush(temporaries[path])
-        for path in writers:
-            _check_target(path, overwrite)
-        _rename(temporaries)
+                mode = place.stat().st_mode
+                write(place)
+                for target, file in ((companion(path.resolve()), companion(place)), (path, place)):
+                    if file.exists():
+                        file.chmod(mode)  # some libraries replace the file by one that nobody else may read
+                        _flush(file)
+                        moves.append(_Move(target, file))
+        for move in moves:
+            _check_target(move.path, overwrite)
+        _rename(moves)
+
+
+class _Move(NamedTuple):
+    """A complete file, and the path, as the user gave it, where it is to lie."""
+
+    path: Path
+    file: Path
+
+    @property
+    def target(self) -> Path:
+        return self.path.resolve()
+
+    @property
+    def before(self) -> Path:
+        """Where the file that is replaced lies until all are in their places."""
+        return self.file.with_name(f"{self.file.name}.before")
 
 
 def _check_target(path: Path, overwrite: bool) -> None:
@@ -94,20 +122,20 @@ def _check_target(path: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def _temporaries(paths: Mapping[Path, object]) -> Iterator[dict[Path, Path]]:
-    """An empty file beside each target, removed at the end where it still exists, whatever happens."""
+def _places(paths: Iterable[Path]) -> Iterator[dict[Path, Path]]:
+    """An empty file of each target's name, in a folder of its own beside it, removed at the end whatever happens."""
     made: dict[Path, Path] = {}
     try:
         for path in paths:
             target = path.resolve()
-            made[path] = target.with_name(f".{target.stem}.{secrets.token_hex(6)}{target.suffix}")
+            made[path] = target.with_name(f".{target.stem}.{secrets.token_hex(6)}") / target.name
             with _explained(path):
-                made[path].open("xb").close()  # not mkstemp, whose files nobody else may read
+                made[path].parent.mkdir(mode=0o700)
+                made[path].touch(exist_ok=False)
         yield made
     finally:
-        for temporary in made.values():
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        for place in made.values():
+            shutil.rmtree(place.parent, ignore_errors=True)
 
 
 @contextmanager
@@ -127,20 +155,27 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _rename(temporaries: Mapping[Path, Path]) -> None:
-    """Put every temporary in its target's place; on a failure take the new ones away again."""
-    new: list[Path] = []
+def _rename(moves: Sequence[_Move]) -> None:
+    """Put every file in its target's place; on a failure or an interruption all is as it was before."""
     try:
-        for path, temporary in temporaries.items():
-            target = path.resolve()
-            existed = target.exists()
-            with _explained(path):
-                if existed:
-                    shutil.copymode(target, temporary)
-                temporary.replace(target)
-            if not existed:
-                new.append(target)
+        for move in moves:
+            with _explained(move.path):
+                if move.target.exists():
+                    shutil.copymode(move.target, move.file)
+                    _keep(move.target, move.before)
+                move.file.replace(move.target)
     except BaseException:
-        for target in new:
-            target.unlink(missing_ok=True)
+        for move in moves:  # by what lies where, since an interruption may come between any two steps
+            if move.before.exists():
+                move.before.replace(move.target)
+            elif not move.file.exists():
+                move.target.unlink(missing_ok=True)
         raise
+
+
+def _keep(target: Path, before: Path) -> None:
+    """Give a file a second name; the first one stays, so that it never points to nothing, where there are links."""
+    try:
+        before.hardlink_to(target)
+    except OSError:
+        target.replace(before)

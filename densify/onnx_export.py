@@ -8,7 +8,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +71,6 @@ def export_onnx(
     opset: int | None = None,
     metadata: Mapping[str, str] | None = None,
     output_names: Sequence[str] | None = None,
-    data_name: str | None = None,
     any_size: bool = True,
 ) -> ExportResult:
     """Write a model, as it is in eval mode, to an ONNX file, and check what came out.
@@ -87,7 +86,6 @@ def export_onnx(
         opset: one of `OPSETS`; None is the installed exporter's own default.
         metadata: strings for the file's metadata_props.
         output_names: instead of the default names.
-        data_name: file name for weights past 2 GiB, where `path` is only a temporary one.
         any_size: False to fix the spatial axes to the example's sizes.
 
     Raises:
@@ -107,7 +105,7 @@ def export_onnx(
     translated.metadata_props.update({**(metadata or {}), STATE_KEY: json.dumps(state)})
     produced = translated.opset_imports[""]
     translated.ir_version = max(translated.ir_version, _ir_version(produced))
-    files = save_onnx(translated, path, data_name)
+    files = save_onnx(translated, path)
     del translated  # its weights are the model's own, but the graph is not needed while the file is read back
     try:
         weights = _check(path, model, outputs)
@@ -154,10 +152,11 @@ def export(
         raise UsageError(f"{target}: export writes .onnx; densify.save writes .safetensors and .pth.")
 
     def write(place: Path) -> None:
-        results.append(write_network(model, place, shape, opset=opset, recipe=known, data_name=f"{target.name}.data"))
+        results.append(write_network(model, place, shape, opset=opset, recipe=known))
 
     write_atomically(target, write, overwrite=overwrite)
-    return results[0]
+    beside = [target.resolve().with_name(file.name) for file in results[0].files[1:]]
+    return replace(results[0], files=(target, *beside))
 
 
 def write_network(
@@ -167,7 +166,6 @@ def write_network(
     *,
     opset: int | None,
     recipe: Recipe | None,
-    data_name: str | None = None,
 ) -> ExportResult:
     """Write to `path` itself; the outputs get the names that `lattices` has. Arguments and errors as :func:`export`."""
     tensor = example if isinstance(example, Tensor) else blank(model, example)
@@ -181,7 +179,6 @@ def write_network(
         opset=opset,
         metadata=metadata,
         output_names=names,
-        data_name=data_name,
         any_size=not _decides(model, tensor),
     )
 

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from torch import Tensor
 
 from densify.errors import CheckpointError, ConversionError, UnsafeError, UsageError
+from densify.files import companion
 
 ONE_FILE_LIMIT = 2**31 - 2**24
 """Bytes of weights past which they go into a file of their own: protobuf ends at 2 GiB, the graph needs some room."""
@@ -40,11 +41,8 @@ _DTYPES = {
 }
 
 
-def save_onnx(model: ir.Model, path: Path, data_name: str | None = None) -> tuple[Path, ...]:
-    """Write the model as one file; past 2 GiB its weights go to a second file in the same folder.
-
-    Args:
-        data_name: name of that second file, kept inside the first; default: the path's own name and ".data".
+def save_onnx(model: ir.Model, path: Path) -> tuple[Path, ...]:
+    """Write the model as one file; past 2 GiB its weights go to the `companion` file beside it, by its name alone.
 
     Returns:
         The files written.
@@ -52,9 +50,9 @@ def save_onnx(model: ir.Model, path: Path, data_name: str | None = None) -> tupl
     if sum(tensor.nbytes for tensor in _tensors(model)) <= ONE_FILE_LIMIT:
         _stream(model, path)
         return (path,)
-    name = data_name or f"{path.name}.data"
-    ir.save(model, path, format="protobuf", external_data=name)
-    return (path, path.parent / name)
+    data = companion(path)
+    ir.save(model, path, format="protobuf", external_data=data.name)
+    return (path, data)
 
 
 def _tensors(model: ir.Model) -> list[ir.TensorProtocol]:

@@ -6,6 +6,7 @@ import importlib.util
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -179,6 +180,29 @@ def test_a_failure_in_onnx_runtime_takes_the_other_files_along(tmp_path: Path, m
 
 
 # ---- inverse -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["fails", "interrupted", "dry run"])
+def test_weights_past_2_gib_leave_no_file_behind(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from densify import onnx_file
+
+    seen = []
+    real = onnx_file.OnnxSession.__call__
+
+    def run(self: onnx_file.OnnxSession, x: Any) -> Any:
+        seen.append(sorted(path.name for path in self.path.parent.iterdir()))
+        assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+        if case == "interrupted":
+            raise KeyboardInterrupt
+        return [made + (case == "fails") for made in real(self, x)]
+
+    monkeypatch.setattr(onnx_file, "ONE_FILE_LIMIT", 100)
+    monkeypatch.setattr(onnx_file.OnnxSession, "__call__", run)
+    dry = ["--dry-run"] if case == "dry run" else []
+    arguments = ("convert", DIGITS, "--weights", WEIGHTS, "--start", "pool3", "-o", tmp_path / "dense.onnx", *dry)
+    assert densify(*arguments).status == {"fails": 1, "interrupted": 130, "dry run": 0}[case]
+    assert seen[0] == ["dense.onnx", "dense.onnx.data"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".onnx"])

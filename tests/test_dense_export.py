@@ -14,7 +14,9 @@ from small import Residual, images, seeded
 from torch import nn
 
 import densify
+from densify import onnx_export, onnx_file
 from densify.errors import ConversionError, UsageError
+from densify.onnx_file import load_onnx
 from densify.samples import Sample
 from densify.verification import verify_onnx
 
@@ -94,3 +96,51 @@ def test_what_cannot_be_exported_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match="adaptive max pooling"):
         densify.export(densify.convert(frozen, (1, 3, 17, 22), start="0"), path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def in_two_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if these small weights were past 2 GiB."""
+    monkeypatch.setattr(onnx_file, "ONE_FILE_LIMIT", 100)
+
+
+@pytest.mark.usefixtures("in_two_files")
+def test_large_weights_lie_beside_the_file(tmp_path: Path) -> None:
+    dense = densify.convert(seeded(Residual()).float(), (1, 3, 17, 22), start="main")
+    path, moved = tmp_path / "dense.onnx", tmp_path / "elsewhere"
+    made = densify.export(dense, path)
+    assert made.files == (path, tmp_path / "dense.onnx.data")
+    assert set(tmp_path.iterdir()) == set(made.files)
+    places = [entry.value for tensor in load_onnx(path).graph.initializer for entry in tensor.external_data]
+    assert {place for place in places if not place.isdecimal()} == {"dense.onnx.data"}
+    moved.mkdir()
+    for file in made.files:
+        file.rename(moved / file.name)
+    assert verify_onnx(moved / "dense.onnx", dense, [Sample("x", images(17, 22).float())])
+    back = densify.load(moved / "dense.onnx", model=Residual())
+    assert all(torch.equal(back.state_dict()[name], tensor) for name, tensor in dense.state_dict().items())
+
+
+@pytest.mark.usefixtures("in_two_files")
+def test_an_old_pair_stays_until_the_new_one_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = densify.convert(seeded(Residual()).float(), (1, 3, 17, 22), start="main")
+    files = densify.export(dense, tmp_path / "dense.onnx").files
+    before = [file.read_bytes() for file in files]
+    with torch.no_grad():
+        dense.get_parameter("last.weight").mul_(2)
+    with pytest.raises(UsageError, match="exists already"):
+        densify.export(dense, tmp_path / "dense.onnx")
+
+    def interrupted(*_: object) -> None:
+        assert len(list(tmp_path.glob(".*/dense.onnx*"))) == 2  # both are written, and neither is in its place
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_export, "_check", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            densify.export(dense, tmp_path / "dense.onnx", overwrite=True)
+    assert [file.read_bytes() for file in files] == before
+    assert set(tmp_path.iterdir()) == set(files)
+    densify.export(dense, tmp_path / "dense.onnx", overwrite=True)
+    assert files[1].read_bytes() != before[1]
+    assert set(tmp_path.iterdir()) == set(files)

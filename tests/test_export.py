@@ -332,9 +332,9 @@ def test_initializers_are_the_state_and_nothing_else(tmp_path: Path) -> None:
 def test_the_file_written_by_hand_is_protobufs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models: list[ir.Model] = []
 
-    def save(model: ir.Model, path: Path, name: str | None) -> tuple[Path, ...]:
+    def save(model: ir.Model, path: Path) -> tuple[Path, ...]:
         models.append(model)
-        return onnx_file.save_onnx(model, path, name)
+        return onnx_file.save_onnx(model, path)
 
     monkeypatch.setattr(export_module, "save_onnx", save)
     export_onnx(Applied(F.relu), tmp_path / "net.onnx", torch.randn(1, 3, 20, 24))
@@ -353,11 +353,11 @@ def test_the_file_written_by_hand_is_protobufs_own(tmp_path: Path, monkeypatch: 
 def test_a_weight_that_the_exporter_changed_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Applied(F.relu)
 
-    def tampered(translated: ir.Model, path: Path, name: str | None) -> tuple[Path, ...]:
+    def tampered(translated: ir.Model, path: Path) -> tuple[Path, ...]:
         weight = model.conv.weight.detach().clone()
         weight[0, 0, 0, 0] = torch.nextafter(weight[0, 0, 0, 0], torch.tensor(torch.inf))
         translated.graph.initializers["conv.weight"].const_value = ir.tensor(weight.numpy(), name="conv.weight")
-        return onnx_file.save_onnx(translated, path, name)
+        return onnx_file.save_onnx(translated, path)
 
     monkeypatch.setattr(export_module, "save_onnx", tampered)
     with pytest.raises(ConversionError, match=r"changed the weight 'conv\.weight'"):
@@ -367,11 +367,10 @@ def test_a_weight_that_the_exporter_changed_is_noticed(tmp_path: Path, monkeypat
 
 def test_large_weights_go_to_a_second_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_file, "ONE_FILE_LIMIT", 100)
-    model, path = Applied(F.relu), tmp_path / "temporary.part"
-    result = export_onnx(model, path, torch.randn(1, 3, 20, 24), data_name="net.onnx.data")
+    model, path = Applied(F.relu), tmp_path / "net.onnx"
+    result = export_onnx(model, path, torch.randn(1, 3, 20, 24))
     assert result.files == (path, tmp_path / "net.onnx.data")
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in read_onnx_weights(path)[0].items())
-    path = path.rename(tmp_path / "net.onnx")
     assert worst_error(model, path, ((2, 3, 17, 12),)) < 2e-6
     (tmp_path / "net.onnx.data").write_bytes(b"short")
     with pytest.raises(CheckpointError, match="conv"):

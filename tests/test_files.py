@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from densify.errors import UsageError
-from densify.files import Writer, check_writable, write_all, write_atomically
+from densify.files import Writer, check_writable, companion, write_all, write_atomically
 
 
 def _put(content: str, seen: list[Path] | None = None) -> Writer:
@@ -38,8 +42,7 @@ def test_writes_beside_the_target_then_renames(tmp_path: Path) -> None:
     seen: list[Path] = []
     write_atomically(target, _put("whole", seen))
     assert target.read_text() == "whole"
-    assert seen[0].parent == tmp_path
-    assert seen[0].suffix == ".safetensors"
+    assert (seen[0].name, seen[0].parent.parent) == (target.name, tmp_path)
     assert _names(tmp_path) == ["dense.safetensors"]
 
 
@@ -113,6 +116,95 @@ def test_failed_rename_takes_the_new_files_back(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UsageError, match=r"b\.pth: cannot be written: No space left on device"):
         write_all({a: _put("one"), b: _put("two")})
     assert _names(tmp_path) == []
+
+
+def _put_pair(graph: str, data: str) -> Writer:
+    def write(path: Path) -> None:
+        companion(path).write_text(data)
+        path.write_text(graph)
+
+    return write
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_a_companion_appears_beside_its_target(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "net.onnx", _put_pair("graph", "data"))
+    assert _contents(tmp_path) == {"net.onnx": "graph", "net.onnx.data": "data"}
+    write_atomically(tmp_path / "net.onnx", _put_pair("graph 2", "data 2"), overwrite=True)
+    assert _contents(tmp_path) == {"net.onnx": "graph 2", "net.onnx.data": "data 2"}
+    (tmp_path / "net.onnx").unlink()
+    with pytest.raises(UsageError, match=r"net\.onnx\.data: exists already.*--overwrite"):
+        write_atomically(tmp_path / "net.onnx", _put_pair("graph 3", "data 3"))
+    assert _contents(tmp_path) == {"net.onnx.data": "data 2"}
+
+
+def test_no_final_name_is_taken_while_a_pair_is_written(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        _put_pair("graph", "data")(path)
+        assert not [name for name in _names(tmp_path) if not name.startswith(".")]
+        assert _names(path.parent) == ["net.onnx", "net.onnx.data"]  # so that the one finds the other by its name
+
+    write_atomically(tmp_path / "net.onnx", write)
+
+
+class _Interruption:
+    """Ctrl-C before or after the n-th step that changes the file system; counts the steps."""
+
+    STEPS = ((Path, "mkdir"), (Path, "touch"), (Path, "chmod"), (Path, "hardlink_to"), (Path, "replace"),
+             (Path, "write_text"), (os, "fsync"), (shutil, "copymode"))  # fmt: skip
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, after: bool) -> None:
+        self.count, self.at, self.after = 0, at, after
+        for owner, name in self.STEPS:
+            monkeypatch.setattr(owner, name, self._interrupted(getattr(owner, name)))
+
+    def _interrupted(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self.count += 1
+            mine = self.count == self.at
+            if mine and not self.after:
+                raise KeyboardInterrupt
+            try:
+                return step(*args, **kwargs)
+            finally:
+                if mine:
+                    raise KeyboardInterrupt
+
+        return run
+
+
+@pytest.mark.parametrize("existing", ["nothing", "a pair", "a graph"])
+@pytest.mark.parametrize("links", [True, False])
+def test_an_interruption_at_any_step_changes_nothing(tmp_path: Path, existing: str, links: bool) -> None:
+    graph, other = tmp_path / "net.onnx", tmp_path / "net.pth"
+    if existing != "nothing":
+        graph.write_text("before")
+        other.write_text("before too")
+    if existing == "a pair":
+        companion(graph).write_text("its data")
+    before = _contents(tmp_path)
+    writers = {graph: _put_pair("graph", "data"), other: _put("weights")}
+    for at, after in ((at, after) for at in itertools.count(1) for after in (False, True)):
+        with pytest.MonkeyPatch.context() as patch:
+            if not links:
+                patch.setattr(Path, "hardlink_to", _refused)
+            step = _Interruption(patch, at, after)
+            try:
+                write_all(writers, overwrite=True)
+            except KeyboardInterrupt:
+                assert _contents(tmp_path) == before, (at, after)
+                continue
+        assert (step.count, after) == (at - 1, False)  # there were no more steps
+        break
+    assert at > 15
+    assert _contents(tmp_path) == {"net.onnx": "graph", "net.onnx.data": "data", "net.pth": "weights"}
+
+
+def _refused(self: Path, target: Path) -> None:
+    raise OSError(95, "Operation not supported")
 
 
 def test_full_disk_is_one_message(tmp_path: Path) -> None:

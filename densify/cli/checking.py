@@ -132,9 +132,9 @@ def _called(place: Path, name: str) -> Iterator[None]:
     try:
         yield
     except DensifyError as error:
-        if place.name == Path(name).name or place.name not in str(error):
+        if str(place) == name or str(place) not in str(error):
             raise
-        raise type(error)(str(error).replace(str(place), name).replace(place.name, name)) from error
+        raise type(error)(str(error).replace(str(place), name)) from error
 
 
 def _with_lattices(report: Report, model: nn.Module) -> Report:
@@ -196,17 +196,13 @@ class Writing:
             return
         self.voice.say(f"exporting {target}")
         with _called(place, str(target)):
-            result = write_network(
-                self.model, place, self.shape, opset=self.opset, recipe=self.recipe, data_name=f"{target.name}.data"
-            )
+            result = write_network(self.model, place, self.shape, opset=self.opset, recipe=self.recipe)
         if result.fixed:
             axes = ", ".join(f"{name} ({size})" for name, size in result.fixed.items())
             self.voice.say(f"{target}: the model allows no other size than the example's along {axes}")
         report = check_onnx(place, str(target), self.model, self._legal(result), self.run, self.voice)
         self.report += report
         if not report and not self.keep_failed:
-            for file in result.files[1:]:  # weights past 2 GiB lie beside the temporary file, under their last name
-                file.unlink(missing_ok=True)
             raise VerificationError(f"{target}: ONNX Runtime disagrees with torch")
 
     def _legal(self, result: ExportResult) -> list[Sample]:
