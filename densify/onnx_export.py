@@ -28,7 +28,7 @@ from densify.files import check_writable, write_atomically
 from densify.graphs.fx.guards import guard
 from densify.graphs.fx.trace import trace
 from densify.onnx_file import STATE_KEY, initializers, load_onnx, raw_bytes, restore_state, save_onnx
-from densify.onnx_graph import clean, keep_state, name_values, rename_symbols
+from densify.onnx_graph import clean, fold_sizes, keep_state, name_values, rename_symbols
 from densify.onnx_lower import PoolOverTwoAxes, lowered
 from densify.recipe import Recipe
 from densify.weights import RECIPE_KEY
@@ -72,6 +72,7 @@ def export_onnx(
     metadata: Mapping[str, str] | None = None,
     output_names: Sequence[str] | None = None,
     any_size: bool = True,
+    static: bool = False,
 ) -> ExportResult:
     """Write a model, as it is in eval mode, to an ONNX file, and check what came out.
 
@@ -87,6 +88,7 @@ def export_onnx(
         metadata: strings for the file's metadata_props.
         output_names: instead of the default names.
         any_size: False to fix the spatial axes to the example's sizes.
+        static: fix all axes to the example's sizes, and compute everything that depends on sizes alone.
 
     Raises:
         UsageError: an opset that cannot be produced, or a wrong number of output names.
@@ -95,12 +97,14 @@ def export_onnx(
     if opset is not None and opset not in OPSETS:
         raise _no_such_opset(opset)
     with _silence(), _eval_mode(model), torch.no_grad():
-        program = _capture(model, example, any_size)
+        program = _capture(model, example, any_size, static)
         translated = _translate(program, opset)
     outputs = _output_names(program, output_names)
     name_values(translated, outputs)
     dynamic, fixed = _name_axes(translated, program)
     clean(translated)
+    if static:
+        fold_sizes(translated)
     state = keep_state(translated, model.state_dict())
     translated.metadata_props.update({**(metadata or {}), STATE_KEY: json.dumps(state)})
     produced = translated.opset_imports[""]
@@ -122,10 +126,13 @@ def export(
     example: Tensor | Sequence[int] | None = None,
     *,
     opset: int | None = None,
+    static: bool = False,
     recipe: Recipe | None = None,
     overwrite: bool = False,
 ) -> ExportResult:
     """Write a dense network or a plain model to one ONNX file, dynamic in batch and size wherever the model allows.
+
+    Weights past 2 GiB lie in a second file beside it, `path`.data, found by its relative name.
 
     The file is checked for its names and weights before it takes its place; compare its numbers with
     :func:`densify.verification.verify_onnx`.
@@ -135,6 +142,7 @@ def export(
         path: of the file.
         example: a legal input [B, C, *spatial] or its shape; a dense network knows its own.
         opset: see :data:`OPSETS`; default the exporter's own.
+        static: fix batch and size to the example's, for runtimes that want it: every shape in the file is known.
         recipe: kept in the file's metadata; a dense network brings its own.
         overwrite: replace an existing file.
 
@@ -152,7 +160,7 @@ def export(
         raise UsageError(f"{target}: export writes .onnx; densify.save writes .safetensors and .pth.")
 
     def write(place: Path) -> None:
-        results.append(write_network(model, place, shape, opset=opset, recipe=known))
+        results.append(write_network(model, place, shape, opset=opset, recipe=known, static=static))
 
     write_atomically(target, write, overwrite=overwrite)
     beside = [target.resolve().with_name(file.name) for file in results[0].files[1:]]
@@ -166,6 +174,7 @@ def write_network(
     *,
     opset: int | None,
     recipe: Recipe | None,
+    static: bool = False,
 ) -> ExportResult:
     """Write to `path` itself; the outputs get the names that `lattices` has. Arguments and errors as :func:`export`."""
     tensor = example if isinstance(example, Tensor) else blank(model, example)
@@ -180,6 +189,7 @@ def write_network(
         metadata=metadata,
         output_names=names,
         any_size=not _decides(model, tensor),
+        static=static,
     )
 
 
@@ -225,8 +235,8 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _capture(model: nn.Module, example: Tensor, any_size: bool) -> ExportedProgram:
-    """The model as an exported program, with as many dynamic axes as it allows.
+def _capture(model: nn.Module, example: Tensor, any_size: bool, static: bool) -> ExportedProgram:
+    """The model as an exported program, with as many dynamic axes as it allows, or with none.
 
     torch.export binds an axis of size 1 to that size, so a single example is doubled; a model that binds the batch
     all the same, or cannot take two, gets the example as it is.
@@ -234,8 +244,9 @@ def _capture(model: nn.Module, example: Tensor, any_size: bool) -> ExportedProgr
     example = example.detach()
     doubled = example if example.shape[0] > 1 else torch.cat([example, example])
     every = frozenset(axis for axis, name in enumerate(axis_names(example.dim())) if name and (any_size or axis < 2))
+    attempts = [(doubled, every), (example, every - {0}), (doubled, frozenset({0})), (example, frozenset())]
     reason: Exception | None = None
-    for tensor, axes in ((doubled, every), (example, every - {0}), (doubled, frozenset({0})), (example, frozenset())):
+    for tensor, axes in attempts[-1:] if static else attempts:
         try:
             program = _trace(model, tensor, axes)
         except Exception as error:  # torch.export lets errors of many kinds through, the model's own among them

@@ -10,7 +10,10 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnx_ir.tensor_adapters import TorchTensor
+from onnxscript.optimizer import fold_constants
 from torch import Tensor
+
+_LARGEST = 2**20  # elements of a constant: far more than any list of indices has, far less than it would take to matter
 
 
 def all_values(model: ir.Model) -> Iterator[ir.Value]:
@@ -60,6 +63,18 @@ def clean(model: ir.Model) -> None:
     for value in all_values(model):
         value.metadata_props.clear()
         value.doc_string = None
+
+
+def fold_sizes(model: ir.Model) -> None:
+    """Compute what does not depend on the input or the weights: all arithmetic on sizes, in a graph of fixed sizes."""
+    graph = model.graph
+    weights = {value: value.const_value for value in graph.initializers.values()}
+    for value in weights:
+        value.const_value = None  # unknown to the folding, which would replace a weight by what is made of it
+    fold_constants(model, input_size_limit=_LARGEST, output_size_limit=_LARGEST)
+    for value, data in weights.items():
+        value.const_value = data
+    passes.RemoveUnusedNodesPass()(model)
 
 
 def _is_filled_with_zero(value: ir.Value | None) -> bool:

@@ -153,6 +153,7 @@ class Writing:
         recipe: what every file says of it.
         shape: of the example for ONNX: the reference size.
         samples: what ONNX files are run on, besides an input of another size and batch.
+        static: whether ONNX files take inputs of that shape alone.
         report: the checks of ONNX files, once written.
     """
 
@@ -164,6 +165,7 @@ class Writing:
     voice: Voice
     opset: int | None = None
     keep_failed: bool = False
+    static: bool = False
     report: Report = field(default_factory=lambda: Report(()))
 
     def write(self, outputs: Sequence[Path], *, overwrite: bool, dry_run: bool) -> bool:
@@ -196,8 +198,10 @@ class Writing:
             return
         self.voice.say(f"exporting {target}")
         with _called(place, str(target)):
-            result = write_network(self.model, place, self.shape, opset=self.opset, recipe=self.recipe)
-        if result.fixed:
+            result = write_network(
+                self.model, place, self.shape, opset=self.opset, recipe=self.recipe, static=self.static
+            )
+        if result.fixed and not self.static:
             axes = ", ".join(f"{name} ({size})" for name, size in result.fixed.items())
             self.voice.say(f"{target}: the model allows no other size than the example's along {axes}")
         report = check_onnx(place, str(target), self.model, self._legal(result), self.run, self.voice)

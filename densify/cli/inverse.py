@@ -42,6 +42,7 @@ def inverse(
     device: o.DeviceOption = "cpu",
     dtype: o.DTypeOption = None,
     opset: o.OpsetOption = None,
+    static: o.StaticOption = False,
     keep_failed: o.KeepFailedOption = False,
     overwrite: o.OverwriteOption = False,
     dry_run: o.DryRunOption = False,
@@ -58,6 +59,7 @@ def inverse(
     """
     outputs = list(output or ())
     check_writable(outputs, overwrite)
+    o.check_has_onnx(outputs, static=static)
     o.check_inputs_stay(outputs, Path(dense), weights)
     run = o.Run(device, dtype, rtol, atol, seed, tuple(sample or ()))
     voice = o.Voice(json, verbose, quiet)
@@ -70,10 +72,10 @@ def inverse(
     network, recipe = _dense(dense, model, trust_code)
     changed = _changes(recipe, network, weights)
     fast = back(network, share=True)
-    shape = network.options.shape
+    shape = (1, *network.options.shape[1:]) if static else network.options.shape
     samples = checking.inputs(run, shape[1:], recipe.origin.mean, recipe.origin.std, network)
     report = checking.check_laws(fast, network, samples, run, voice)
-    writing = checking.Writing(fast, recipe.of_kind("dpoa"), shape, samples, run, voice, opset, keep_failed)
+    writing = checking.Writing(fast, recipe.of_kind("dpoa"), shape, samples, run, voice, opset, keep_failed, static)
     written = False
     if report or keep_failed:
         written = writing.write(outputs, overwrite=overwrite, dry_run=dry_run)

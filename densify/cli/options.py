@@ -132,6 +132,9 @@ OutputOption = Annotated[
 OpsetOption = Annotated[
     int | None, typer.Option("--opset", metavar="N", help="ONNX opset.  [default: the exporter's own]")
 ]
+StaticOption = Annotated[
+    bool, typer.Option("--static", help="ONNX for batch 1 and the reference size alone, all shapes fixed.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Do everything, but write no output.")]
 KeepFailedOption = Annotated[bool, typer.Option("--keep-failed", help="Write although the verification failed.")]
@@ -263,6 +266,17 @@ def check_inputs_stay(outputs: Sequence[Path], *inputs: Path | None) -> None:
     for path in outputs:
         if path.resolve() in read:
             raise UsageError(f"{path}: this is what the command reads; give the output another name")
+
+
+def check_has_onnx(outputs: Sequence[Path], **flags: bool) -> None:
+    """Refuse flags that are about ONNX files where none is written.
+
+    Raises:
+        UsageError: naming the first.
+    """
+    given = [name for name, is_given in flags.items() if is_given]
+    if given and not any(path.suffix.lower() == ".onnx" for path in outputs):
+        raise UsageError(f"--{given[0]}: no output is an .onnx file; name one with -o, or leave --{given[0]} out")
 
 
 def check_channels(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> None:
