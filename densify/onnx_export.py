@@ -29,6 +29,7 @@ from densify.graphs.fx.guards import guard
 from densify.graphs.fx.trace import trace
 from densify.onnx_file import STATE_KEY, initializers, load_onnx, raw_bytes, restore_state, save_onnx
 from densify.onnx_graph import clean, fold_sizes, keep_state, name_values, rename_symbols
+from densify.onnx_half import half_state, to_half
 from densify.onnx_lower import PoolOverTwoAxes, lowered
 from densify.recipe import Recipe
 from densify.weights import RECIPE_KEY
@@ -73,6 +74,7 @@ def export_onnx(
     output_names: Sequence[str] | None = None,
     any_size: bool = True,
     static: bool = False,
+    half: bool = False,
 ) -> ExportResult:
     """Write a model, as it is in eval mode, to an ONNX file, and check what came out.
 
@@ -89,6 +91,7 @@ def export_onnx(
         output_names: instead of the default names.
         any_size: False to fix the spatial axes to the example's sizes.
         static: fix all axes to the example's sizes, and compute everything that depends on sizes alone.
+        half: weights, input and outputs of a float32 model in float16.
 
     Raises:
         UsageError: an opset that cannot be produced, or a wrong number of output names.
@@ -96,6 +99,8 @@ def export_onnx(
     """
     if opset is not None and opset not in OPSETS:
         raise _no_such_opset(opset)
+    if half:
+        _check_single(example)
     with _silence(), _eval_mode(model), torch.no_grad():
         program = _capture(model, example, any_size, static)
         translated = _translate(program, opset)
@@ -105,14 +110,17 @@ def export_onnx(
     clean(translated)
     if static:
         fold_sizes(translated)
-    state = keep_state(translated, model.state_dict())
-    translated.metadata_props.update({**(metadata or {}), STATE_KEY: json.dumps(state)})
+    state = half_state(model.state_dict()) if half else model.state_dict()
+    exceptions = keep_state(translated, state)
+    if half:
+        to_half(translated, state)
+    translated.metadata_props.update({**(metadata or {}), STATE_KEY: json.dumps(exceptions)})
     produced = translated.opset_imports[""]
     translated.ir_version = max(translated.ir_version, _ir_version(produced))
     files = save_onnx(translated, path)
     del translated  # its weights are the model's own, but the graph is not needed while the file is read back
     try:
-        weights = _check(path, model, outputs)
+        weights = _check(path, state, outputs)
     except BaseException:
         for file in files:
             file.unlink(missing_ok=True)
@@ -127,6 +135,7 @@ def export(
     *,
     opset: int | None = None,
     static: bool = False,
+    half: bool = False,
     recipe: Recipe | None = None,
     overwrite: bool = False,
 ) -> ExportResult:
@@ -143,12 +152,13 @@ def export(
         example: a legal input [B, C, *spatial] or its shape; a dense network knows its own.
         opset: see :data:`OPSETS`; default the exporter's own.
         static: fix batch and size to the example's, for runtimes that want it: every shape in the file is known.
+        half: bring a float32 network to float16: weights, input and outputs. Sizes are still computed exactly.
         recipe: kept in the file's metadata; a dense network brings its own.
         overwrite: replace an existing file.
 
     Raises:
         UsageError: no example for a plain model, an opset that cannot be produced, or a file that cannot be written.
-        ConversionError: the model cannot be exported.
+        ConversionError: the model cannot be exported, or has weights or constants that float16 cannot hold.
     """
     known = model.recipe if isinstance(model, Dense) else recipe
     shape = known.options.shape if example is None and known is not None else example
@@ -160,7 +170,7 @@ def export(
         raise UsageError(f"{target}: export writes .onnx; densify.save writes .safetensors and .pth.")
 
     def write(place: Path) -> None:
-        results.append(write_network(model, place, shape, opset=opset, recipe=known, static=static))
+        results.append(write_network(model, place, shape, opset=opset, recipe=known, static=static, half=half))
 
     write_atomically(target, write, overwrite=overwrite)
     beside = [target.resolve().with_name(file.name) for file in results[0].files[1:]]
@@ -175,6 +185,7 @@ def write_network(
     opset: int | None,
     recipe: Recipe | None,
     static: bool = False,
+    half: bool = False,
 ) -> ExportResult:
     """Write to `path` itself; the outputs get the names that `lattices` has. Arguments and errors as :func:`export`."""
     tensor = example if isinstance(example, Tensor) else blank(model, example)
@@ -190,6 +201,7 @@ def write_network(
         output_names=names,
         any_size=not _decides(model, tensor),
         static=static,
+        half=half,
     )
 
 
@@ -354,17 +366,24 @@ def _bounds(program: ExportedProgram, size: torch.SymInt) -> tuple[int, int | No
     return least, int(bounds.upper) if bounds.upper.is_Integer else None
 
 
+def _check_single(example: Tensor) -> None:
+    if example.dtype != torch.float32:
+        raise UsageError(
+            f"float16 files are made of networks in float32; this one takes {example.dtype}. Bring it to float32 first "
+            "(model.float()), or leave half out: the file keeps the network's own type."
+        )
+
+
 def _ir_version(opset: int) -> int:
     return onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)], ignore_unknown=True)
 
 
-def _check(path: Path, model: nn.Module, outputs: tuple[str, ...]) -> tuple[str, ...]:
+def _check(path: Path, state: Mapping[str, Tensor], outputs: tuple[str, ...]) -> tuple[str, ...]:
     """Read the file back: names, and every weight byte for byte. Returns the initializers' names."""
     written = load_onnx(path)
     found = (tuple(value.name for value in written.graph.input), tuple(value.name for value in written.graph.output))
     if found != (("input",), outputs):
         raise ConversionError(f"the exporter wrote inputs and outputs {found}, not {(('input',), outputs)}.")
-    state = model.state_dict()
     names = []
     for tensor in initializers(written, path):
         name = str(tensor.name)

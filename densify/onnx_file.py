@@ -247,6 +247,7 @@ class OnnxSession:
         self.outputs = tuple(value.name for value in self._session.get_outputs())
         # Per input its shape: numbers for fixed axes, names for free ones.
         self.shapes = tuple(tuple(value.shape) for value in self._session.get_inputs())
+        self.half = any(value.type == "tensor(float16)" for value in self._session.get_inputs())
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
         """The outputs, in the file's order."""

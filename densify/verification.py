@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from densify.choose import Choice
 from densify.comparison import (
     DEFAULT_TOLERANCE,
+    TOLERANCES,
     Check,
     Judge,
     Report,
@@ -255,23 +256,24 @@ def verify_onnx(
 ) -> Report:
     """Check that an ONNX file computes what a network does, in ONNX Runtime on the CPU.
 
-    With all graph optimisations and with none: some of them change values.
+    With all graph optimisations and with none: some of them change values. A file in float16 gets its inputs in
+    float16, also runs with every op's result rounded to float16, and may differ by 1e-2 where no tolerance is given.
 
     Args:
         path: the file.
-        network: what it was exported from.
-        samples: inputs in float32; sizes other than the example's prove that the file is dynamic.
+        network: what it was exported from, of a file in float16 the float32 network too.
+        samples: inputs in the network's dtype; sizes other than the example's prove that the file is dynamic.
 
     Raises:
         UsageError: ONNX Runtime's CPU has no convolution for the inputs' dtype.
     """
     from densify.onnx_file import OnnxSession
 
-    other = {sample.tensor.dtype for sample in samples} - {torch.float32}
+    other = {sample.tensor.dtype for sample in samples} - {torch.float32, torch.float16}
     if other:
         raise UsageError(
-            f"{path.name}: ONNX Runtime's CPU computes convolutions in float32, not in {other.pop()}, so it could "
-            "not be checked. Bring the weights to float32 first (model.float()), and convert the ONNX file later."
+            f"{path.name}: ONNX Runtime's CPU computes convolutions in float32 and float16, not in {other.pop()}, so "
+            "it could not be checked. Bring the weights to float32 first (model.float()), and convert it then."
         )
     reports = []
     with evaluating(network):
@@ -279,8 +281,12 @@ def verify_onnx(
             session = OnnxSession(path, optimised=optimised)
             runtime = f"onnxruntime, {'all' if optimised else 'no'} optimisations"
 
+            if session.half and tolerance.rtol is None:
+                tolerance = replace(tolerance, rtol=TOLERANCES[torch.float16])
+
             def run(x: Tensor, session: OnnxSession = session) -> dict[str, Tensor]:
-                return dict(zip(session.outputs, map(torch.from_numpy, session(x.cpu().numpy())), strict=True))
+                given = x.cpu().to(torch.float16 if session.half else x.dtype).numpy()
+                return dict(zip(session.outputs, map(torch.from_numpy, session(given)), strict=True))
 
             def own_errors(x: Tensor) -> dict[str, float]:
                 return errors_of_precision(network, x)
@@ -288,7 +294,22 @@ def verify_onnx(
             reports.append(
                 compare(network, run, samples, law="onnx", runtime=runtime, tolerance=tolerance, own_errors=own_errors)
             )
+        if session.half:
+            reports.append(_rounded(path, network, samples, tolerance))
     return sum(reports, Report(()))
+
+
+def _rounded(path: Path, network: nn.Module, samples: Sequence[Sample], tolerance: Tolerance) -> Report:
+    """A file in float16 as devices compute it: ONNX Runtime's CPU alone would not round between its ops."""
+    from densify.onnx_rounding import RoundingSession
+
+    run = RoundingSession(path)
+    report = compare(
+        network, run, samples, law="onnx", runtime="onnxruntime, float16 after every op", tolerance=tolerance
+    )
+    if not run.overflow:
+        return report
+    return Report(tuple(replace(check, passed=False, note=run.overflow) for check in report.checks))
 
 
 def errors_of_precision(network: nn.Module, x: Tensor) -> dict[str, float]:

@@ -154,6 +154,7 @@ def test_a_choice_that_does_not_fit(choice: list[str], words: list[str], out: Pa
         (["--opset", "7"], ["--opset 7"]),
         (["--opset", "20"], ["no output is an .onnx file"]),
         (["--static"], ["--static", "no output is an .onnx file"]),
+        (["--half"], ["--half", "no output is an .onnx file"]),
         (["--init", "random"], ["--weights and --init random"]),
         (["--pretrained"], ["--pretrained is for torchvision:NAME"]),
         (["--form", "fragments", "--padding", "same"], ["--form fragments"]),

@@ -154,6 +154,7 @@ class Writing:
         shape: of the example for ONNX: the reference size.
         samples: what ONNX files are run on, besides an input of another size and batch.
         static: whether ONNX files take inputs of that shape alone.
+        half: whether ONNX files are in float16.
         report: the checks of ONNX files, once written.
     """
 
@@ -166,6 +167,7 @@ class Writing:
     opset: int | None = None
     keep_failed: bool = False
     static: bool = False
+    half: bool = False
     report: Report = field(default_factory=lambda: Report(()))
 
     def write(self, outputs: Sequence[Path], *, overwrite: bool, dry_run: bool) -> bool:
@@ -199,8 +201,9 @@ class Writing:
         self.voice.say(f"exporting {target}")
         with _called(place, str(target)):
             result = write_network(
-                self.model, place, self.shape, opset=self.opset, recipe=self.recipe, static=self.static
-            )
+                self.model, place, self.shape, opset=self.opset, recipe=self.recipe,
+                static=self.static, half=self.half,
+            )  # fmt: skip
         if result.fixed and not self.static:
             axes = ", ".join(f"{name} ({size})" for name, size in result.fixed.items())
             self.voice.say(f"{target}: the model allows no other size than the example's along {axes}")

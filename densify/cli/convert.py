@@ -49,6 +49,7 @@ def convert(
     dtype: o.DTypeOption = None,
     opset: o.OpsetOption = None,
     static: o.StaticOption = False,
+    half: o.HalfOption = False,
     keep_failed: o.KeepFailedOption = False,
     overwrite: o.OverwriteOption = False,
     dry_run: o.DryRunOption = False,
@@ -67,7 +68,7 @@ def convert(
     if not outputs and not dry_run:
         raise UsageError("no output: name one with -o FILE (.safetensors, .pth or .onnx), or try with --dry-run")
     check_writable(outputs, overwrite)
-    o.check_has_onnx(outputs, static=static)
+    o.check_has_onnx(outputs, static=static, half=half)
     o.check_inputs_stay(outputs, weights)
     picked = o.choice(start, layer, output_stride, head_only)
     size, means, stds = o.size(input_size), o.numbers(mean, "--mean"), o.numbers(std, "--std")
@@ -88,7 +89,7 @@ def convert(
     dense = _build(asked, found, Options(shape, picked, **o.rewriting(padding, head, form, merge)), voice)
     samples = checking.inputs(run, shape[1:], found.mean, found.std, dense)
     report = checking.check_laws(None, dense, samples, run, voice)
-    writing = checking.Writing(dense, dense.recipe, shape, samples, run, voice, opset, keep_failed, static)
+    writing = checking.Writing(dense, dense.recipe, shape, samples, run, voice, opset, keep_failed, static, half)
     written = False
     if report or keep_failed:
         written = writing.write(outputs, overwrite=overwrite, dry_run=dry_run)

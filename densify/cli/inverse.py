@@ -43,6 +43,7 @@ def inverse(
     dtype: o.DTypeOption = None,
     opset: o.OpsetOption = None,
     static: o.StaticOption = False,
+    half: o.HalfOption = False,
     keep_failed: o.KeepFailedOption = False,
     overwrite: o.OverwriteOption = False,
     dry_run: o.DryRunOption = False,
@@ -59,7 +60,7 @@ def inverse(
     """
     outputs = list(output or ())
     check_writable(outputs, overwrite)
-    o.check_has_onnx(outputs, static=static)
+    o.check_has_onnx(outputs, static=static, half=half)
     o.check_inputs_stay(outputs, Path(dense), weights)
     run = o.Run(device, dtype, rtol, atol, seed, tuple(sample or ()))
     voice = o.Voice(json, verbose, quiet)
@@ -75,7 +76,8 @@ def inverse(
     shape = (1, *network.options.shape[1:]) if static else network.options.shape
     samples = checking.inputs(run, shape[1:], recipe.origin.mean, recipe.origin.std, network)
     report = checking.check_laws(fast, network, samples, run, voice)
-    writing = checking.Writing(fast, recipe.of_kind("dpoa"), shape, samples, run, voice, opset, keep_failed, static)
+    about = recipe.of_kind("dpoa")
+    writing = checking.Writing(fast, about, shape, samples, run, voice, opset, keep_failed, static, half)
     written = False
     if report or keep_failed:
         written = writing.write(outputs, overwrite=overwrite, dry_run=dry_run)

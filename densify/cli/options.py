@@ -135,6 +135,9 @@ OpsetOption = Annotated[
 StaticOption = Annotated[
     bool, typer.Option("--static", help="ONNX for batch 1 and the reference size alone, all shapes fixed.")
 ]
+HalfOption = Annotated[
+    bool, typer.Option("--half", help="ONNX in float16, input and outputs too; compared with float32 to 1e-2.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Do everything, but write no output.")]
 KeepFailedOption = Annotated[bool, typer.Option("--keep-failed", help="Write although the verification failed.")]
