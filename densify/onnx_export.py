@@ -31,6 +31,7 @@ from densify.onnx_file import STATE_KEY, initializers, load_onnx, raw_bytes, res
 from densify.onnx_graph import clean, fold_sizes, keep_state, name_values, rename_symbols
 from densify.onnx_half import half_state, to_half
 from densify.onnx_lower import PoolOverTwoAxes, lowered
+from densify.onnx_metadata import SPATIAL_AXES, Axes, of_original, placement
 from densify.recipe import Recipe
 from densify.weights import RECIPE_KEY
 
@@ -38,8 +39,6 @@ OPSETS = range(18, 26)
 """The opsets that can be produced: below them the exporter silently stays at 18, above ONNX Runtime does not follow."""
 
 _PIECE = 2**24  # bytes compared at a time: the comparison itself needs as many
-
-_AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 
 
 @dataclass(frozen=True)
@@ -189,20 +188,35 @@ def write_network(
 ) -> ExportResult:
     """Write to `path` itself; the outputs get the names that `lattices` has. Arguments and errors as :func:`export`."""
     tensor = example if isinstance(example, Tensor) else blank(model, example)
-    with evaluating(model):
-        names = list(model.lattices) if isinstance(model, Dense) else [name for name, _ in named_outputs(model(tensor))]
-    metadata = {} if recipe is None else {RECIPE_KEY: recipe.to_json()}
+    ranks = _ranks(model, tensor)
     return export_onnx(
         model,
         path,
         tensor,
         opset=opset,
-        metadata=metadata,
-        output_names=names,
+        metadata={} if recipe is None else _metadata(model, recipe, ranks),
+        output_names=list(ranks),
         any_size=not _decides(model, tensor),
         static=static,
         half=half,
     )
+
+
+def _ranks(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """The outputs by the names that `lattices` has, and how many axes each has."""
+    if isinstance(model, Dense):
+        return {name: 2 + len(axes) for name, axes in model.lattices.items()}
+    with evaluating(model):
+        return {name: value.dim() for name, value in named_outputs(model(example))}
+
+
+def _metadata(model: nn.Module, recipe: Recipe, ranks: Mapping[str, int]) -> dict[str, str]:
+    """The recipe, and where the predictions lie; not of an original's, where the dense head makes something else."""
+    places: tuple[Axes, Axes] = recipe.lattices, recipe.positions
+    if not isinstance(model, Dense):
+        places = of_original(*places) if recipe.options.head == "dense" else ({}, {})
+    origin = recipe.origin
+    return {RECIPE_KEY: recipe.to_json(), **placement(*places, ranks, mean=origin.mean, std=origin.std)}
 
 
 def _decides(model: nn.Module, example: Tensor) -> bool:
@@ -219,7 +233,7 @@ def _decides(model: nn.Module, example: Tensor) -> bool:
 
 def axis_names(dimensions: int) -> tuple[str | None, ...]:
     """Names of an input's axes, [B, C, *spatial]; None for the channels. More than three spatial axes have no names."""
-    return ("batch", None, *_AXES.get(dimensions - 2, ()))[:dimensions]
+    return ("batch", None, *SPATIAL_AXES.get(dimensions - 2, ()))[:dimensions]
 
 
 @contextlib.contextmanager
