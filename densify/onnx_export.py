@@ -17,7 +17,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
@@ -27,11 +27,12 @@ from densify.errors import ConversionError, UsageError
 from densify.files import check_writable, write_atomically
 from densify.graphs.fx.guards import guard
 from densify.graphs.fx.trace import trace
+from densify.onnx_capture import capture, input_shape, summary
 from densify.onnx_file import STATE_KEY, initializers, load_onnx, raw_bytes, restore_state, save_onnx
 from densify.onnx_graph import clean, fold_sizes, keep_state, name_values, rename_symbols
 from densify.onnx_half import half_state, to_half
-from densify.onnx_lower import PoolOverTwoAxes, lowered
-from densify.onnx_metadata import SPATIAL_AXES, Axes, of_original, placement
+from densify.onnx_lower import lowered
+from densify.onnx_metadata import Axes, axis_names, of_original, placement
 from densify.recipe import Recipe
 from densify.weights import RECIPE_KEY
 
@@ -101,7 +102,7 @@ def export_onnx(
     if half:
         _check_single(example)
     with _silence(), _eval_mode(model), torch.no_grad():
-        program = _capture(model, example, any_size, static)
+        program = capture(model, example, any_size, static)
         translated = _translate(program, opset)
     outputs = _output_names(program, output_names)
     name_values(translated, outputs)
@@ -231,11 +232,6 @@ def _decides(model: nn.Module, example: Tensor) -> bool:
     return isinstance(graph, fx.Graph) and any(node.target is guard for node in graph.nodes)
 
 
-def axis_names(dimensions: int) -> tuple[str | None, ...]:
-    """Names of an input's axes, [B, C, *spatial]; None for the channels. More than three spatial axes have no names."""
-    return ("batch", None, *SPATIAL_AXES.get(dimensions - 2, ()))[:dimensions]
-
-
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Keep the exporter's prints, log lines and warnings to itself: failures are raised."""
@@ -261,56 +257,6 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _capture(model: nn.Module, example: Tensor, any_size: bool, static: bool) -> ExportedProgram:
-    """The model as an exported program, with as many dynamic axes as it allows, or with none.
-
-    torch.export binds an axis of size 1 to that size, so a single example is doubled; a model that binds the batch
-    all the same, or cannot take two, gets the example as it is.
-    """
-    example = example.detach()
-    doubled = example if example.shape[0] > 1 else torch.cat([example, example])
-    every = frozenset(axis for axis, name in enumerate(axis_names(example.dim())) if name and (any_size or axis < 2))
-    attempts = [(doubled, every), (example, every - {0}), (doubled, frozenset({0})), (example, frozenset())]
-    reason: Exception | None = None
-    for tensor, axes in attempts[-1:] if static else attempts:
-        try:
-            program = _trace(model, tensor, axes)
-        except Exception as error:  # torch.export lets errors of many kinds through, the model's own among them
-            reason = reason or error
-            continue
-        if tensor is example or not isinstance(_input_shape(program)[0], int):
-            return program
-    raise ConversionError(
-        f"the model cannot be exported: {_summary(reason)}. ONNX export needs a model that torch.export accepts."
-    )
-
-
-def _trace(model: nn.Module, example: Tensor, axes: frozenset[int]) -> ExportedProgram:
-    """torch.export with these axes dynamic, less those that the model turns out to bind to the example's size."""
-    while True:
-        with PoolOverTwoAxes():
-            program = torch.export.export(model, (example,), dynamic_shapes=(dict.fromkeys(axes, Dim.AUTO),))
-        # A bound axis keeps its symbol in the graph's shapes, so that it looks dynamic there: export it as fixed.
-        bound = {axis for axis in axes if isinstance(_input_shape(program)[axis], int)}
-        if not bound:
-            return program
-        axes -= bound
-
-
-def _input_shape(program: ExportedProgram) -> list[int | torch.SymInt]:
-    """The input's sizes: symbolic where any size will do."""
-    name = program.graph_signature.user_inputs[0]
-    shape = next(node.meta["val"].shape for node in program.graph.nodes if node.name == name)
-    known = [size if isinstance(size, int) else size.node.maybe_as_int() for size in shape]
-    return [size if number is None else number for size, number in zip(shape, known, strict=True)]
-
-
-def _summary(error: BaseException | None) -> str:
-    """The first line that says something, without its final full stop."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0].rstrip(".")[:300]
-
-
 def _translate(program: ExportedProgram, opset: int | None) -> ir.Model:
     """The program as an ONNX graph. optimize=False: the optimiser folds BatchNorm and merges equal tensors."""
     exact = lowered(program)
@@ -320,7 +266,7 @@ def _translate(program: ExportedProgram, opset: int | None) -> ir.Model:
         cause: BaseException = error
         while cause.__cause__ is not None:  # the outer ones only say that something failed
             cause = cause.__cause__
-        raise ConversionError(f"the model cannot be translated to ONNX: {_summary(cause)}.") from None
+        raise ConversionError(f"the model cannot be translated to ONNX: {summary(cause)}.") from None
     assert result is not None  # it is None for dynamo=False only
     if opset is not None and result.model.opset_imports[""] != opset:  # an onnxscript too old for it keeps its own
         raise _no_such_opset(opset)
@@ -361,7 +307,7 @@ def _name_axes(model: ir.Model, program: ExportedProgram) -> tuple[dict[str, tup
     symbols: dict[str, str] = {}
     shape = model.graph.inputs[0].shape
     assert shape is not None  # the exporter gives every input one
-    for axis, (name, size) in enumerate(zip(axis_names(len(shape)), _input_shape(program), strict=False)):
+    for axis, (name, size) in enumerate(zip(axis_names(len(shape)), input_shape(program), strict=False)):
         if name is not None and isinstance(size, int):
             fixed[name] = size
         elif name is not None and isinstance(size, torch.SymInt):

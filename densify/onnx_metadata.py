@@ -13,6 +13,12 @@ SPATIAL_AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "
 """Names of the spatial axes, by how many there are."""
 
 Axes = Mapping[str, Sequence[Sequence[Any]]]
+"""Per output and spatial axis, a few values."""
+
+
+def axis_names(dimensions: int) -> tuple[str | None, ...]:
+    """Names of an input's axes, [B, C, *spatial]; None for the channels. More than three spatial axes have no names."""
+    return ("batch", None, *SPATIAL_AXES.get(dimensions - 2, ()))[:dimensions]
 
 
 def placement(

@@ -124,3 +124,9 @@ def test_commands(tmp_path: Path) -> None:
     fast = command("inverse", path, "--trust-code", "--static", "-o", back)
     assert fast.status == 0, fast.stderr
     assert (unknown_shapes(back), needless(back)) == ([], [])
+    several = tmp_path / "several.onnx"
+    densify.export(densify.load(path, trust_code=True), several, (3, 3, 40, 44), static=True)
+    checked = command("verify", several, "--trust-code", "--json")
+    assert checked.status == 0, checked.stderr
+    inputs = {check["input"] for check in checked.document["checks"] if check["law"] == "onnx"}
+    assert inputs == {"random 40x44, batch 3"}

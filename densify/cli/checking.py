@@ -21,8 +21,9 @@ from densify.comparison import Report, Tolerance, compare, evaluating
 from densify.conversion import Dense
 from densify.errors import DensifyError, UsageError, VerificationError
 from densify.files import write_all
-from densify.onnx_export import OPSETS, ExportResult, axis_names, write_network
+from densify.onnx_export import OPSETS, ExportResult, write_network
 from densify.onnx_file import OnnxSession
+from densify.onnx_metadata import axis_names
 from densify.recipe import Recipe
 from densify.samples import Sample, random_inputs, read_samples, verification_sizes
 from densify.verification import errors_of_precision, verify, verify_onnx
@@ -78,12 +79,19 @@ def legal(model: nn.Module, samples: Sequence[Sample], run: Run) -> list[Sample]
 
 
 def fitting(path: Path, samples: Sequence[Sample], run: Run) -> list[Sample]:
-    """The samples less those random ones that an ONNX file with fixed axes cannot take."""
+    """The samples less those random ones that an ONNX file with fixed axes cannot take; for none left, another one."""
     if run.samples:
         return list(samples)
     (shape,) = OnnxSession(path, optimised=False).shapes
-    fixed = [(axis, size) for axis, size in enumerate(shape) if isinstance(size, int)]
-    return [s for s in samples if all(s.tensor.shape[axis] == size for axis, size in fixed)] or list(samples)
+    fixed = {axis: size for axis, size in enumerate(shape) if isinstance(size, int)}
+    fit = [s for s in samples if all(s.tensor.shape[axis] == size for axis, size in fixed.items())]
+    wanted = [fixed.get(axis, size) for axis, size in enumerate(samples[0].tensor.shape)]
+    return fit or [_random(wanted, samples[0].tensor.dtype, run.seed)]
+
+
+def _random(shape: Sequence[int], dtype: torch.dtype, seed: int) -> Sample:
+    x = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return Sample(f"random {'x'.join(map(str, shape[2:]))}, batch {shape[0]}", x.to(dtype))
 
 
 @contextmanager
@@ -222,11 +230,8 @@ class Writing:
             extra.append(result.fixed.get(name or "", limited))
         if not result.fixed:
             extra = list(Sizes(self.model, self.shape).nearest(extra) or (2, *self.shape[1:]))
-        generator = torch.Generator().manual_seed(self.run.seed + 1)
-        x = torch.randn(extra, generator=generator, dtype=torch.float64).to(dtype_of(self.model))
-        added = Sample(f"random {'x'.join(map(str, extra[2:]))}, batch {extra[0]}", x)
         legal = [s for s in self.samples if _takes(result, names, tuple(s.tensor.shape))]
-        return [*legal, added]
+        return [*legal, _random(extra, dtype_of(self.model), self.run.seed + 1)]
 
 
 def _larger(shape: Sequence[int]) -> tuple[int, ...]:
