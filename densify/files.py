@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import secrets
 import shutil
@@ -53,7 +54,8 @@ def write_atomically(path: Path, write: Writer, *, overwrite: bool = False) -> N
         path: the target. A link is followed, so that the file it points to is replaced.
         write: called with the path of an empty file of the target's name, in a folder of its own beside the target;
             fills it, and may put a :func:`companion` beside it, which will lie beside the target.
-        overwrite: whether an existing target, or companion, may be replaced.
+        overwrite: whether an existing target, or companion, may be replaced. The companion of a target that is replaced
+            by one without goes with it.
 
     Raises:
         UsageError: before `write` is called, where the target exists or its folder cannot be written;
@@ -88,16 +90,23 @@ def write_all(writers: Mapping[Path, Writer], *, overwrite: bool = False) -> Non
                         file.chmod(mode)  # some libraries replace the file by one that nobody else may read
                         _flush(file)
                         moves.append(_Move(target, file))
+                    elif file != place and _names_companion(path):
+                        moves.append(_Move(target, file, stale=True))
         for move in moves:
             _check_target(move.path, overwrite)
         _rename(moves)
 
 
 class _Move(NamedTuple):
-    """A complete file, and the path, as the user gave it, where it is to lie."""
+    """A complete file, and the path, as the user gave it, where it is to lie; or nothing, which is to lie there.
+
+    Attributes:
+        stale: what lies there goes: the companion of a file that is replaced by one that has none.
+    """
 
     path: Path
     file: Path
+    stale: bool = False
 
     @property
     def target(self) -> Path:
@@ -161,16 +170,29 @@ def _rename(moves: Sequence[_Move]) -> None:
         for move in moves:
             with _explained(move.path):
                 if move.target.exists():
-                    shutil.copymode(move.target, move.file)
                     _keep(move.target, move.before)
+                if move.stale:
+                    move.target.unlink(missing_ok=True)
+                    continue
+                if move.before.exists():
+                    shutil.copymode(move.before, move.file)
                 move.file.replace(move.target)
     except BaseException:
         for move in moves:  # by what lies where, since an interruption may come between any two steps
             if move.before.exists():
                 move.before.replace(move.target)
-            elif not move.file.exists():
+            elif not move.stale and not move.file.exists():
                 move.target.unlink(missing_ok=True)
         raise
+
+
+def _names_companion(path: Path) -> bool:
+    """Whether an ONNX file that is to be replaced has its weights in its companion."""
+    target, data = path.resolve(), companion(path.resolve())
+    if path.suffix.lower() != ".onnx" or not (data.is_file() and target.is_file() and target.stat().st_size):
+        return False
+    with target.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(data.name.encode()) >= 0
 
 
 def _keep(target: Path, before: Path) -> None:

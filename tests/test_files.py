@@ -154,7 +154,7 @@ class _Interruption:
     """Ctrl-C before or after the n-th step that changes the file system; counts the steps."""
 
     STEPS = ((Path, "mkdir"), (Path, "touch"), (Path, "chmod"), (Path, "hardlink_to"), (Path, "replace"),
-             (Path, "write_text"), (os, "fsync"), (shutil, "copymode"))  # fmt: skip
+             (Path, "unlink"), (Path, "write_text"), (os, "fsync"), (shutil, "copymode"))  # fmt: skip
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, after: bool) -> None:
         self.count, self.at, self.after = 0, at, after
@@ -176,17 +176,17 @@ class _Interruption:
         return run
 
 
-@pytest.mark.parametrize("existing", ["nothing", "a pair", "a graph"])
+@pytest.mark.parametrize("existing", ["nothing", "a pair", "a graph", "a pair that becomes one file"])
 @pytest.mark.parametrize("links", [True, False])
 def test_an_interruption_at_any_step_changes_nothing(tmp_path: Path, existing: str, links: bool) -> None:
     graph, other = tmp_path / "net.onnx", tmp_path / "net.pth"
     if existing != "nothing":
-        graph.write_text("before")
+        graph.write_text("before, with its weights in net.onnx.data")
         other.write_text("before too")
-    if existing == "a pair":
+    if "pair" in existing:
         companion(graph).write_text("its data")
-    before = _contents(tmp_path)
-    writers = {graph: _put_pair("graph", "data"), other: _put("weights")}
+    before, one = _contents(tmp_path), "one file" in existing
+    writers = {graph: _put("graph") if one else _put_pair("graph", "data"), other: _put("weights")}
     for at, after in ((at, after) for at in itertools.count(1) for after in (False, True)):
         with pytest.MonkeyPatch.context() as patch:
             if not links:
@@ -199,8 +199,16 @@ def test_an_interruption_at_any_step_changes_nothing(tmp_path: Path, existing: s
                 continue
         assert (step.count, after) == (at - 1, False)  # there were no more steps
         break
-    assert at > 15
-    assert _contents(tmp_path) == {"net.onnx": "graph", "net.onnx.data": "data", "net.pth": "weights"}
+    assert at > 13
+    data = {} if one else {"net.onnx.data": "data"}
+    assert _contents(tmp_path) == {"net.onnx": "graph", "net.pth": "weights", **data}
+
+
+def test_data_that_a_replaced_file_does_not_name_stays(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_text("a graph with its weights inside")
+    (tmp_path / "net.onnx.data").write_text("of something else")
+    write_atomically(tmp_path / "net.onnx", _put("graph"), overwrite=True)
+    assert _contents(tmp_path) == {"net.onnx": "graph", "net.onnx.data": "of something else"}
 
 
 def _refused(self: Path, target: Path) -> None:
