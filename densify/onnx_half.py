@@ -23,6 +23,9 @@ _LARGEST = float(np.finfo(np.float16).max)
 _SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
 _EXTREME = float(np.finfo(np.float32).max)
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+_TO_SEQUENCE = ("SplitToSequence", "SequenceConstruct", "SequenceInsert")
+_SEQUENCES = (*_TO_SEQUENCE, "SequenceAt", "ConcatFromSequence")
+_TYPES = {"tensor(float16)", "seq(tensor(float16))"}
 
 
 def half_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -91,7 +94,7 @@ def _convert(model: ir.Model, node: ir.Node, casts: dict[tuple[ir.Value, ir.Data
     if not any(_is(value, _HALF) for value in node.inputs):
         return
     schema = _schema(model, node)
-    allowed = {one.type_param_str: "tensor(float16)" in one.allowed_type_strs for one in schema.type_constraints}
+    allowed = {one.type_param_str: bool(_TYPES & set(one.allowed_type_strs)) for one in schema.type_constraints}
     kinds = [_formal(schema.inputs, place).type_str for place in range(len(node.inputs))]
     halves = {
         kind for kind, value in zip(kinds, node.inputs, strict=True) if _is(value, _HALF) and allowed.get(kind, False)
@@ -101,8 +104,11 @@ def _convert(model: ir.Model, node: ir.Node, casts: dict[tuple[ir.Value, ir.Data
         if value is not None and value.dtype in (_FLOAT, _HALF) and value.dtype != wanted:
             node.replace_input_with(place, _cast(model.graph, node, value, wanted, casts))
     for place, value in enumerate(node.outputs):
-        if _formal(schema.outputs, place).type_str in halves:
+        # Between a tensor and a sequence of such tensors there is no type variable in common.
+        if _formal(schema.outputs, place).type_str in halves or (halves and node.op_type in _SEQUENCES):
             _set(value, _HALF)
+            if node.op_type in _TO_SEQUENCE:
+                value.type = ir.SequenceType(ir.TensorType(_HALF))
 
 
 def _schema(model: ir.Model, node: ir.Node) -> Any:
@@ -197,6 +203,6 @@ def _is(value: ir.Value | None, kind: ir.DataType) -> bool:
 
 
 def _set(value: ir.Value, kind: ir.DataType) -> None:
-    """Give a float32 value another type."""
-    if value.dtype == _FLOAT:
+    """Give a value another type that is float32, or whose type inference did not find."""
+    if value.dtype in (_FLOAT, None):
         value.type = ir.TensorType(kind)

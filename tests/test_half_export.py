@@ -141,6 +141,19 @@ def test_every_op_is_rounded(tmp_path: Path) -> None:
     assert RoundingSession(tmp_path / "half.onnx")(torch.zeros(1, 3, 5, 4))["output"].eq(0).all()
 
 
+def test_parts_of_a_tensor(tmp_path: Path) -> None:
+    """A split makes a sequence, whose type is one of its own."""
+
+    class Parts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = torch.cat([x, x * 2], dim=1).chunk(2, dim=1)
+            return a + b
+
+    densify.export(Parts(), tmp_path / "half.onnx", (1, 3, 9, 8), half=True)
+    assert "SplitToSequence" in {node.op_type for node in load_onnx(tmp_path / "half.onnx").graph.node}
+    assert verify_onnx(tmp_path / "half.onnx", Parts(), samples((9, 8), (7, 12)))
+
+
 def test_what_shares_memory_still_does_and_integers_stay() -> None:
     a = torch.randn(3)
     made = half_state({"a": a, "b": a, "n": torch.tensor(3), "d": torch.ones(1, dtype=torch.float64)})
