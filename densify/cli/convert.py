@@ -47,6 +47,7 @@ def convert(
     atol: o.AtolOption = 0.0,
     device: o.DeviceOption = "cpu",
     dtype: o.DTypeOption = None,
+    target: o.TargetOption = None,
     opset: o.OpsetOption = None,
     keep_failed: o.KeepFailedOption = False,
     overwrite: o.OverwriteOption = False,
@@ -77,7 +78,7 @@ def convert(
     from densify.cli.models import input_size as known_size
     from densify.recipe import Options
 
-    checking.check_opset(opset, outputs)
+    onnx = checking.onnx_options(target, opset, outputs)
     refuse_file(model)
     asked = Asked(model, weights, pretrained, init, seed, tuple(model_arg or ()))
     found = with_preprocessing(asked.resolve(), means, stds)
@@ -86,7 +87,7 @@ def convert(
     dense = _build(asked, found, Options(shape, picked, **o.rewriting(padding, head, form, merge)), voice)
     samples = checking.inputs(run, shape[1:], found.mean, found.std, dense)
     report = checking.check_laws(None, dense, samples, run, voice)
-    writing = checking.Writing(dense, dense.recipe, shape, samples, run, voice, opset, keep_failed)
+    writing = checking.Writing(dense, dense.recipe, shape, samples, run, voice, onnx, keep_failed)
     written = False
     if report or keep_failed:
         written = writing.write(outputs, overwrite=overwrite, dry_run=dry_run)

@@ -41,6 +41,7 @@ def inverse(
     atol: o.AtolOption = 0.0,
     device: o.DeviceOption = "cpu",
     dtype: o.DTypeOption = None,
+    target: o.TargetOption = None,
     opset: o.OpsetOption = None,
     keep_failed: o.KeepFailedOption = False,
     overwrite: o.OverwriteOption = False,
@@ -65,7 +66,7 @@ def inverse(
     from densify.cli import checking
     from densify.conversion import inverse as back
 
-    checking.check_opset(opset, outputs)
+    onnx = checking.onnx_options(target, opset, outputs)
     voice.say(f"reading {dense}")
     network, recipe = _dense(dense, model, trust_code)
     changed = _changes(recipe, network, weights)
@@ -73,7 +74,7 @@ def inverse(
     shape = network.options.shape
     samples = checking.inputs(run, shape[1:], recipe.origin.mean, recipe.origin.std, network)
     report = checking.check_laws(fast, network, samples, run, voice)
-    writing = checking.Writing(fast, recipe.of_kind("dpoa"), shape, samples, run, voice, opset, keep_failed)
+    writing = checking.Writing(fast, recipe.of_kind("dpoa"), shape, samples, run, voice, onnx, keep_failed)
     written = False
     if report or keep_failed:
         written = writing.write(outputs, overwrite=overwrite, dry_run=dry_run)

@@ -42,6 +42,13 @@ class Merge(StrEnum):
     resample = "resample"
 
 
+class Target(StrEnum):
+    ort = "ort"
+    openvino = "openvino"
+    tensorrt = "tensorrt"
+    portable = "portable"
+
+
 class Init(StrEnum):
     random = "random"
 
@@ -129,9 +136,10 @@ OutputOption = Annotated[
     list[Path] | None,
     typer.Option("-o", "--output", metavar="FILE", help="The suffix decides: .safetensors, .pth, .onnx; repeatable."),
 ]
-OpsetOption = Annotated[
-    int | None, typer.Option("--opset", metavar="N", help="ONNX opset.  [default: the exporter's own]")
+TargetOption = Annotated[
+    Target | None, typer.Option("--target", help="The runtime that .onnx outputs are written for.  [default: ort]")
 ]
+OpsetOption = Annotated[int | None, typer.Option("--opset", metavar="N", help="ONNX opset.  [default: the target's]")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Do everything, but write no output.")]
 KeepFailedOption = Annotated[bool, typer.Option("--keep-failed", help="Write although the verification failed.")]
