@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
 
 from densify.errors import ConversionError
@@ -31,7 +32,7 @@ def averaging_matrix(size: int, bins: int, like: Tensor) -> Tensor:
 
     Args:
         size: samples along the axis; may be symbolic.
-        bins: samples after pooling.
+        bins: samples after pooling; may be symbolic.
         like: gives dtype and device.
     """
     row = torch.arange(bins, device=like.device)[:, None]
@@ -44,12 +45,12 @@ def averaging_matrix(size: int, bins: int, like: Tensor) -> Tensor:
 def adaptive_avg_pool(x: Tensor, output_size: Sequence[int | torch.SymInt]) -> Tensor:
     """Adaptive average pooling of [..., spatial], exact at every size, with no kernel that depends on the size."""
     for axis, bins in zip(range(-len(output_size), 0), output_size, strict=True):
-        if not isinstance(bins, int):  # a symbolic size: the axis keeps its own (None in the module)
+        if statically_known_true(bins == x.shape[axis]):  # the axis keeps its size (None in the module)
             continue
-        if bins == 1:
+        if isinstance(bins, int) and bins == 1:
             x = x.mean(axis, keepdim=True)
         else:
-            weights = averaging_matrix(x.shape[axis], bins, x)
+            weights = averaging_matrix(x.shape[axis], cast(int, bins), x)
             x = torch.matmul(x.transpose(axis, -1), weights.transpose(0, 1)).transpose(axis, -1)
     return x
 
@@ -160,6 +161,7 @@ _ATEN = torch.ops.aten
 _AVERAGES = (_ATEN.avg_pool2d.default, _ATEN.avg_pool3d.default)
 _ADAPTIVE = tuple(getattr(_ATEN, f"adaptive_avg_pool{n}d").default for n in (1, 2, 3))
 _ADAPTIVE_MAX = tuple(getattr(_ATEN, f"adaptive_max_pool{n}d").default for n in (1, 2, 3))
+_ANTIALIASED = (_ATEN._upsample_bilinear2d_aa.vec, _ATEN._upsample_bicubic2d_aa.vec)
 _DIVISOR = 6  # its place among the arguments of avg_pool2d and avg_pool3d
 
 
@@ -190,13 +192,20 @@ def lowered(program: ExportedProgram) -> ExportedProgram:
     """The program with adaptive average pooling and own divisors in exact form; itself where it has neither.
 
     Raises:
-        ConversionError: adaptive max pooling to more than one sample, which the exporter freezes at the example's size.
+        ConversionError: adaptive max pooling to more than one sample, which the exporter freezes at the example's size,
+            or antialiased interpolation by a broken factor, which it writes by the sizes.
     """
     for node in program.graph.nodes:
         if node.target in _ADAPTIVE_MAX and any(bins != 1 for bins in cast(Sequence[int], node.args[1])):
             raise ConversionError(
                 f"the model cannot be exported: adaptive max pooling to {node.args[1]} would be right at the example's "
                 "size alone. Use a max pooling of fixed kernel."
+            )
+        factors = node.args[3] if node.target in _ANTIALIASED and len(node.args) > 3 else None
+        if any(factor != int(factor) for factor in cast(Sequence[float], factors or ())):
+            raise ConversionError(
+                f"the model cannot be exported: antialiased interpolation by {factors} would be exported by its sizes, "
+                "which is another function where these are rounded. Give it size= instead of scale_factor=."
             )
     wrong = {node.target for node in program.graph.nodes if node.op == "call_function" and _is_wrong(node)}
     if not wrong:

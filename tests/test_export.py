@@ -262,6 +262,17 @@ def test_pooling_that_the_exporter_gets_wrong_is_lowered(tmp_path: Path) -> None
         assert worst_error(model, tmp_path / "raw.onnx", ((1, 3, 22, 32),)) < 1e-2
 
 
+def test_pooling_to_a_part_or_a_multiple_of_the_size(tmp_path: Path) -> None:
+    def areas(x: Tensor) -> list[Tensor]:
+        wide = F.interpolate(x, scale_factor=2, mode="area")
+        return [wide, F.interpolate(x, scale_factor=0.5, mode="area"), F.adaptive_avg_pool2d(x, (None, 3))]
+
+    model = Applied(areas)
+    result = export_onnx(model, tmp_path / "net.onnx", torch.randn(1, 3, 20, 24))
+    assert set(result.dynamic) == {"batch", "height", "width"}
+    assert worst_error(model, tmp_path / "net.onnx", ((1, 3, 20, 24), (2, 3, 17, 33))) < 2e-6
+
+
 def test_axes_that_the_model_binds_are_fixed_and_reported(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     result = export_onnx(Applied(lambda x: x.view(-1, 8, 18, x.shape[3])), path, torch.randn(1, 3, 20, 24))
@@ -444,6 +455,10 @@ def test_missing_files(tmp_path: Path) -> None:
     [
         (lambda x: x.view(7, -1), "cannot be exported"),
         (lambda x: F.adaptive_max_pool2d(x, 3), "cannot be exported: adaptive max pooling to"),
+        (
+            lambda x: F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True),
+            "cannot be exported: antialiased interpolation by",
+        ),
     ],
 )
 def test_models_that_cannot_be_exported(tmp_path: Path, function: Callable[[Tensor], Tensor], words: str) -> None:
