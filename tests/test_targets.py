@@ -26,6 +26,7 @@ from torch import Tensor, nn
 import densify
 from densify.cli import options
 from densify.errors import ConversionError, TargetError, UsageError
+from densify.layers.windows import shifted_maximum
 from densify.onnx_file import OnnxSession
 from densify.onnx_lower import max_pool
 from densify.samples import Sample
@@ -108,6 +109,11 @@ def test_max_pooling_is_rewritten_exactly(a: Any, b: Any, target: str, rank: int
     pool: Callable[..., Tensor] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[rank]
     expected = pool(x, kernel, stride, padding, dilation, ceil_mode=a[4])
     assert torch.equal(max_pool(find(target), rank, x, kernel, stride, padding, dilation, a[4]), expected)
+
+
+def test_a_map_smaller_than_a_window_is_no_empty_one() -> None:
+    with pytest.raises(RuntimeError, match="max pooling over 5 samples reads a map that has 3"):
+        shifted_maximum(torch.zeros(1, 1, 3), 2, 3, 2, 1)
 
 
 def test_convolutions_that_openvino_cannot_compile_run_in_fragments(tmp_path: Path) -> None:

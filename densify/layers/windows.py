@@ -163,7 +163,13 @@ def shifted_maximum(x: Tensor, dim: int, kernel: int, spacing: int, move: int) -
         x: any shape, padded already.
         dim: the axis.
         kernel, spacing, move: samples of a window, the step between them and that between windows.
+
+    Raises:
+        RuntimeError: the axis is shorter than a window by more than one sample.
     """
+    reach = spacing * (kernel - 1)
+    if isinstance(x.shape[dim], int) and x.shape[dim] < reach:
+        raise RuntimeError(f"max pooling over {reach + 1} samples reads a map that has {x.shape[dim]}")
     before = (slice(None),) * dim
     views = [x[(*before, slice(k * spacing, (k + 1 - kernel) * spacing or None))] for k in range(kernel)]
     y = reduce(torch.maximum, views)
