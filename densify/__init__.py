@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from densify.checkpoint import load, save
     from densify.conversion import Dense, convert, inspect, inverse, plan
     from densify.errors import DensifyError
+    from densify.exporting import export
     from densify.extending import pointwise, rule, sliding_window
     from densify.lattice import Lattice
-    from densify.onnx_export import export
     from densify.verification import verify
 
 _HOMES = {
@@ -22,7 +22,7 @@ _HOMES = {
     "DensifyError": "errors",
     "Lattice": "lattice",
     "convert": "conversion",
-    "export": "onnx_export",
+    "export": "exporting",
     "inspect": "conversion",
     "inverse": "conversion",
     "load": "checkpoint",

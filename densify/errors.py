@@ -31,6 +31,10 @@ class ConversionError(DensifyError):
     """A model that cannot be traced or rewritten."""
 
 
+class TargetError(ConversionError):
+    """An ONNX file that would hold what its target refuses."""
+
+
 class UnsafeError(DensifyError):
     """Input that would run code, and no leave to run it."""
 

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from densify.errors import ConversionError
-from densify.onnx_lower import PoolOverTwoAxes
 from densify.onnx_metadata import axis_names
 
 
@@ -38,8 +37,7 @@ def capture(model: nn.Module, example: Tensor, any_size: bool, static: bool) -> 
 def _trace(model: nn.Module, example: Tensor, axes: frozenset[int]) -> ExportedProgram:
     """torch.export with these axes dynamic, less those that the model turns out to bind to the example's size."""
     while True:
-        with PoolOverTwoAxes():
-            program = torch.export.export(model, (example,), dynamic_shapes=(dict.fromkeys(axes, Dim.AUTO),))
+        program = torch.export.export(model, (example,), dynamic_shapes=(dict.fromkeys(axes, Dim.AUTO),))
         # A bound axis keeps its symbol in the graph's shapes, so that it looks dynamic there: export it as fixed.
         bound = {axis for axis in axes if isinstance(input_shape(program)[axis], int)}
         if not bound:

@@ -8,7 +8,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,28 +16,20 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import TorchTensor
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
-from densify.comparison import evaluating, named_outputs
-from densify.conversion import Dense, blank
+from densify.conversion import Dense
 from densify.errors import ConversionError, UsageError
-from densify.files import check_writable, write_atomically
-from densify.graphs.fx.guards import guard
-from densify.graphs.fx.trace import trace
 from densify.onnx_capture import capture, input_shape, summary
 from densify.onnx_file import STATE_KEY, initializers, load_onnx, raw_bytes, restore_state, save_onnx
 from densify.onnx_graph import clean, fold_sizes, keep_state, name_values, rename_symbols
 from densify.onnx_half import half_state, to_half
-from densify.onnx_lower import lowered
-from densify.onnx_metadata import Axes, axis_names, of_original, placement
-from densify.recipe import Recipe
-from densify.weights import RECIPE_KEY
-
-OPSETS = range(18, 26)
-"""The opsets that can be produced: below them the exporter silently stays at 18, above ONNX Runtime does not follow."""
+from densify.onnx_lower import MaxPooling, lowered
+from densify.onnx_metadata import axis_names
+from densify.targets import Target, check, find, no_such_opset, opset_for
 
 _PIECE = 2**24  # bytes compared at a time: the comparison itself needs as many
 
@@ -49,6 +41,8 @@ class ExportResult:
     Attributes:
         files: the ONNX file, and the file of its weights where they pass 2 GiB.
         opset: the ONNX opset of the file.
+        target: what it was written for.
+        form: of the dense network that it holds; None for a plain model.
         outputs: names of the outputs, in order.
         dynamic: names of the input's axes that may have other sizes than the example's, with the smallest and the
             largest size for which the graph is the model's (None: no largest): the model's own `if` on a size, say.
@@ -58,6 +52,8 @@ class ExportResult:
 
     files: tuple[Path, ...]
     opset: int
+    target: str
+    form: str | None
     outputs: tuple[str, ...]
     dynamic: Mapping[str, tuple[int, int | None]]
     fixed: Mapping[str, int]
@@ -69,6 +65,7 @@ def export_onnx(
     path: Path,
     example: Tensor,
     *,
+    target: Target | None = None,
     opset: int | None = None,
     metadata: Mapping[str, str] | None = None,
     output_names: Sequence[str] | None = None,
@@ -86,7 +83,8 @@ def export_onnx(
 
     Args:
         example: a legal input [B, C, *spatial].
-        opset: one of `OPSETS`; None is the installed exporter's own default.
+        target: what it is written for; default ONNX Runtime.
+        opset: one of the target's; default its own.
         metadata: strings for the file's metadata_props.
         output_names: instead of the default names.
         any_size: False to fix the spatial axes to the example's sizes.
@@ -95,27 +93,28 @@ def export_onnx(
 
     Raises:
         UsageError: an opset that cannot be produced, or a wrong number of output names.
-        ConversionError: the model cannot be exported, or the exporter changed it.
+        ConversionError: the model cannot be exported, the exporter changed it, or the target refuses what it holds.
     """
-    if opset is not None and opset not in OPSETS:
-        raise _no_such_opset(opset)
+    target = target or find("ort")
+    produced = opset_for(target, opset)
     if half:
         _check_single(example)
-    with _silence(), _eval_mode(model), torch.no_grad():
+    with _silence(), _eval_mode(model), torch.no_grad(), MaxPooling(target):
         program = capture(model, example, any_size, static)
-        translated = _translate(program, opset)
+    with _silence(), torch.no_grad():
+        translated = _translate(program, produced)
     outputs = _output_names(program, output_names)
     name_values(translated, outputs)
     dynamic, fixed = _name_axes(translated, program)
     clean(translated)
     if static:
         fold_sizes(translated)
+    check(translated, target)
     state = half_state(model.state_dict()) if half else model.state_dict()
     exceptions = keep_state(translated, state)
     if half:
         to_half(translated, state)
     translated.metadata_props.update({**(metadata or {}), STATE_KEY: json.dumps(exceptions)})
-    produced = translated.opset_imports[""]
     translated.ir_version = max(translated.ir_version, _ir_version(produced))
     files = save_onnx(translated, path)
     del translated  # its weights are the model's own, but the graph is not needed while the file is read back
@@ -125,111 +124,8 @@ def export_onnx(
         for file in files:
             file.unlink(missing_ok=True)
         raise
-    return ExportResult(files, produced, outputs, dynamic, fixed, weights)
-
-
-def export(
-    model: nn.Module,
-    path: str | Path,
-    example: Tensor | Sequence[int] | None = None,
-    *,
-    opset: int | None = None,
-    static: bool = False,
-    half: bool = False,
-    recipe: Recipe | None = None,
-    overwrite: bool = False,
-) -> ExportResult:
-    """Write a dense network or a plain model to one ONNX file, dynamic in batch and size wherever the model allows.
-
-    Weights past 2 GiB lie in a second file beside it, `path`.data, found by its relative name.
-
-    The file is checked for its names and weights before it takes its place; compare its numbers with
-    :func:`densify.verification.verify_onnx`.
-
-    Args:
-        model: exported as it is in eval mode.
-        path: of the file.
-        example: a legal input [B, C, *spatial] or its shape; a dense network knows its own.
-        opset: see :data:`OPSETS`; default the exporter's own.
-        static: fix batch and size to the example's, for runtimes that want it: every shape in the file is known.
-        half: bring a float32 network to float16: weights, input and outputs. Sizes are still computed exactly.
-        recipe: kept in the file's metadata; a dense network brings its own.
-        overwrite: replace an existing file.
-
-    Raises:
-        UsageError: no example for a plain model, an opset that cannot be produced, or a file that cannot be written.
-        ConversionError: the model cannot be exported, or has weights or constants that float16 cannot hold.
-    """
-    known = model.recipe if isinstance(model, Dense) else recipe
-    shape = known.options.shape if example is None and known is not None else example
-    if shape is None:
-        raise UsageError("a plain model needs an example (or its shape) to be exported: densify.export(..., example=).")
-    target, results = Path(path), []
-    check_writable([target], overwrite)
-    if target.suffix != ".onnx":
-        raise UsageError(f"{target}: export writes .onnx; densify.save writes .safetensors and .pth.")
-
-    def write(place: Path) -> None:
-        results.append(write_network(model, place, shape, opset=opset, recipe=known, static=static, half=half))
-
-    write_atomically(target, write, overwrite=overwrite)
-    beside = [target.resolve().with_name(file.name) for file in results[0].files[1:]]
-    return replace(results[0], files=(target, *beside))
-
-
-def write_network(
-    model: nn.Module,
-    path: Path,
-    example: Tensor | Sequence[int],
-    *,
-    opset: int | None,
-    recipe: Recipe | None,
-    static: bool = False,
-    half: bool = False,
-) -> ExportResult:
-    """Write to `path` itself; the outputs get the names that `lattices` has. Arguments and errors as :func:`export`."""
-    tensor = example if isinstance(example, Tensor) else blank(model, example)
-    ranks = _ranks(model, tensor)
-    return export_onnx(
-        model,
-        path,
-        tensor,
-        opset=opset,
-        metadata={} if recipe is None else _metadata(model, recipe, ranks),
-        output_names=list(ranks),
-        any_size=not _decides(model, tensor),
-        static=static,
-        half=half,
-    )
-
-
-def _ranks(model: nn.Module, example: Tensor) -> dict[str, int]:
-    """The outputs by the names that `lattices` has, and how many axes each has."""
-    if isinstance(model, Dense):
-        return {name: 2 + len(axes) for name, axes in model.lattices.items()}
-    with evaluating(model):
-        return {name: value.dim() for name, value in named_outputs(model(example))}
-
-
-def _metadata(model: nn.Module, recipe: Recipe, ranks: Mapping[str, int]) -> dict[str, str]:
-    """The recipe, and where the predictions lie; not of an original's, where the dense head makes something else."""
-    places: tuple[Axes, Axes] = recipe.lattices, recipe.positions
-    if not isinstance(model, Dense):
-        places = of_original(*places) if recipe.options.head == "dense" else ({}, {})
-    origin = recipe.origin
-    return {RECIPE_KEY: recipe.to_json(), **placement(*places, ranks, mean=origin.mean, std=origin.std)}
-
-
-def _decides(model: nn.Module, example: Tensor) -> bool:
-    """Whether the model's program decides something by the example: an ONNX graph has nothing to hold others to it."""
-    if isinstance(model, Dense):
-        graph = model.graphs[False]
-    else:
-        try:
-            graph = trace(model, example, training=False)
-        except ConversionError:  # then torch.export is on its own, and reports the bounds that it finds
-            return False
-    return isinstance(graph, fx.Graph) and any(node.target is guard for node in graph.nodes)
+    form = model.options.form if isinstance(model, Dense) else None
+    return ExportResult(files, produced, target.name, form, outputs, dynamic, fixed, weights)
 
 
 @contextlib.contextmanager
@@ -257,7 +153,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _translate(program: ExportedProgram, opset: int | None) -> ir.Model:
+def _translate(program: ExportedProgram, opset: int) -> ir.Model:
     """The program as an ONNX graph. optimize=False: the optimiser folds BatchNorm and merges equal tensors."""
     exact = lowered(program)
     try:
@@ -268,13 +164,9 @@ def _translate(program: ExportedProgram, opset: int | None) -> ir.Model:
             cause = cause.__cause__
         raise ConversionError(f"the model cannot be translated to ONNX: {summary(cause)}.") from None
     assert result is not None  # it is None for dynamo=False only
-    if opset is not None and result.model.opset_imports[""] != opset:  # an onnxscript too old for it keeps its own
-        raise _no_such_opset(opset)
+    if result.model.opset_imports[""] != opset:  # an onnxscript too old for it keeps its own
+        raise no_such_opset(opset)
     return result.model
-
-
-def _no_such_opset(opset: int) -> UsageError:
-    return UsageError(f"opset {opset} cannot be produced. Ask for one from {OPSETS[0]} to {OPSETS[-1]}.")
 
 
 def _output_names(program: ExportedProgram, asked: Sequence[str] | None) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
-"""Ops that the ONNX exporter gets wrong, replaced by exact ones before it sees them.
+"""Ops that the ONNX exporter or a target gets wrong, replaced by exact ones before the exporter sees them.
 
 Two ops of an exported program are translated silently wrong: adaptive pooling to k x k gets its kernel frozen at the
 example's size, and `divisor_override` is dropped. Both are linear, so both have an exact form at every size. A third
-one, 1-D max pooling, binds its axis to the example's size already in torch.export.
+one, 1-D max pooling, binds its axis to the example's size already in torch.export; max pooling is rewritten there, also
+for what targets take.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
 
 from densify.errors import ConversionError
+from densify.layers.windows import shifted_maximum
+from densify.targets import Target
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
 def averaging_matrix(size: int, bins: int, like: Tensor) -> Tensor:
@@ -27,7 +32,7 @@ def averaging_matrix(size: int, bins: int, like: Tensor) -> Tensor:
 
     Args:
         size: samples along the axis; may be symbolic.
-        bins: samples after pooling.
+        bins: samples after pooling; may be symbolic.
         like: gives dtype and device.
     """
     row = torch.arange(bins, device=like.device)[:, None]
@@ -40,12 +45,12 @@ def averaging_matrix(size: int, bins: int, like: Tensor) -> Tensor:
 def adaptive_avg_pool(x: Tensor, output_size: Sequence[int | torch.SymInt]) -> Tensor:
     """Adaptive average pooling of [..., spatial], exact at every size, with no kernel that depends on the size."""
     for axis, bins in zip(range(-len(output_size), 0), output_size, strict=True):
-        if not isinstance(bins, int):  # a symbolic size: the axis keeps its own (None in the module)
+        if statically_known_true(bins == x.shape[axis]):  # the axis keeps its size (None in the module)
             continue
-        if bins == 1:
+        if isinstance(bins, int) and bins == 1:
             x = x.mean(axis, keepdim=True)
         else:
-            weights = averaging_matrix(x.shape[axis], bins, x)
+            weights = averaging_matrix(x.shape[axis], cast(int, bins), x)
             x = torch.matmul(x.transpose(axis, -1), weights.transpose(0, 1)).transpose(axis, -1)
     return x
 
@@ -66,30 +71,37 @@ def avg_pool_with_divisor(
     rank = len(kernel_size)
     steps = tuple(stride) or tuple(kernel_size)
     pads = tuple(padding) * rank if len(padding) == 1 else tuple(padding)
-    sizes = tuple(x.shape[-rank:])
-    # Under ceil mode the last window may hang over: s - 1 more zeros make room for it, torch's own count crops it.
-    far = tuple(p + (s - 1 if ceil_mode else 0) for p, s in zip(pads, steps, strict=True))
-    padded = F.pad(x, [amount for pair in zip(reversed(pads), reversed(far), strict=True) for amount in pair])
     ones = torch.ones(x.shape[1], 1, *kernel_size, dtype=x.dtype, device=x.device)
+    padded = _padded_for(x, pads, steps, ceil_mode, 0.0)
     sums = _CONVOLUTIONS[rank](padded, ones, stride=steps, groups=x.shape[1])
     if ceil_mode:
-        for axis, n, k, s, p in zip(range(-rank, 0), sizes, kernel_size, steps, pads, strict=True):
-            windows = torch.sym_min((n + 2 * p - k + s - 1) // s + 1, (n + p - 1) // s + 1)
-            sums = sums.narrow(axis, 0, windows)
+        sums = _windows_that_count(sums, tuple(x.shape[-rank:]), kernel_size, steps, pads, (1,) * rank)
     return sums / float(divisor_override or math.prod(kernel_size))
 
 
-class PoolOverTwoAxes(TorchFunctionMode):
-    """While it is active, 1-D max pooling is 2-D max pooling of one row, which keeps the length dynamic."""
+_MAX_POOLS: dict[Any, int] = {F.max_pool1d: 1, F.max_pool2d: 2, F.max_pool3d: 3} | {
+    torch.max_pool1d: 1, torch.max_pool2d: 2, torch.max_pool3d: 3
+}  # fmt: skip
+
+
+class MaxPooling(TorchFunctionMode):
+    """While it is active, max pooling without indices is what a target takes; see :func:`max_pool`."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__()
+        self._target = target
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.max_pool1d and not (kwargs or {}).get("return_indices"):
-            return max_pool_of_row(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in _MAX_POOLS and not (len(args) > 6 or kwargs.get("return_indices")):
+            return max_pool(self._target, _MAX_POOLS[func], *args, **kwargs)
+        return func(*args, **kwargs)
 
 
-def max_pool_of_row(
-    x: Tensor,
+def max_pool(
+    target: Target,
+    rank: int,
+    input: Tensor,
     kernel_size: int | Sequence[int],
     stride: int | Sequence[int] | None = None,
     padding: int | Sequence[int] = 0,
@@ -97,17 +109,59 @@ def max_pool_of_row(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor:
-    """`F.max_pool1d` as `F.max_pool2d`; the arguments are torch's, without indices."""
-    along = [value if isinstance(value, int) else value[0] for value in (kernel_size, padding, dilation)]
-    step = along[0] if not stride else stride if isinstance(stride, int) else stride[0]
-    pooled = F.max_pool2d(x.unsqueeze(-2), (1, along[0]), (1, step), (0, along[1]), (1, along[2]), ceil_mode)
-    return pooled.squeeze(-2)
+    """`F.max_pool1d` to `F.max_pool3d` as a target takes it; the arguments are torch's, without indices.
+
+    In 1-D it is pooling of one row, which keeps the length dynamic. Dilated pooling is padded by hand, and taken from
+    shifted slices where the target wants these; ceil mode becomes padding and a crop where it has none.
+    """
+    kernel = _per_axis(kernel_size, rank)
+    steps = _per_axis(stride, rank) if stride else kernel
+    pads, spacing = _per_axis(padding, rank), _per_axis(dilation, rank)
+    if rank == 1:
+        rows = ((1, *kernel), (1, *steps), (0, *pads), (1, *spacing))
+        return max_pool(target, 2, input.unsqueeze(-2), *rows, ceil_mode).squeeze(-2)
+    spacing = tuple(d if k > 1 else 1 for d, k in zip(spacing, kernel, strict=True))
+    dilated, ceils = any(d > 1 for d in spacing), ceil_mode and not target.ceil_mode
+    if not ceils and not (dilated and (target.max_pool == "shifts" or any(pads))):
+        return _MAX_POOL[rank](input, kernel, steps, pads, spacing, ceil_mode)
+    least = float("-inf") if input.is_floating_point() else torch.iinfo(input.dtype).min
+    y = _padded_for(input, pads, steps, ceil_mode, least)
+    if dilated and target.max_pool == "shifts":
+        for axis in range(rank):
+            y = shifted_maximum(y, input.dim() - rank + axis, kernel[axis], spacing[axis], steps[axis])
+    else:
+        y = _MAX_POOL[rank](y, kernel, steps, 0, spacing)
+    sizes = tuple(input.shape[-rank:])
+    return _windows_that_count(y, sizes, kernel, steps, pads, spacing) if ceil_mode else y
+
+
+def _per_axis(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    given = (value,) if isinstance(value, int) else tuple(value)
+    return given * rank if len(given) == 1 else given
+
+
+def _padded_for(x: Tensor, pads: Sequence[int], steps: Sequence[int], ceil_mode: bool, value: float) -> Tensor:
+    """The padding of a window op; in ceil mode s - 1 more behind, where the last window may hang over."""
+    far = [p + (s - 1 if ceil_mode else 0) for p, s in zip(pads, steps, strict=True)]
+    return F.pad(x, [side for pair in zip(reversed(pads), reversed(far), strict=True) for side in pair], value=value)
+
+
+def _windows_that_count(
+    y: Tensor, sizes: Sequence[int], kernel: Sequence[int], steps: Sequence[int], pads: Sequence[int],
+    spacing: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """Crop what a window op made of :func:`_padded_for` to the windows that torch counts in ceil mode."""
+    geometry = zip(range(-len(sizes), 0), sizes, kernel, steps, pads, spacing, strict=True)
+    for axis, n, k, s, p, d in geometry:
+        y = y.narrow(axis, 0, torch.sym_min((n + 2 * p - d * (k - 1) + s - 2) // s + 1, (n + p - 1) // s + 1))
+    return y
 
 
 _ATEN = torch.ops.aten
 _AVERAGES = (_ATEN.avg_pool2d.default, _ATEN.avg_pool3d.default)
 _ADAPTIVE = tuple(getattr(_ATEN, f"adaptive_avg_pool{n}d").default for n in (1, 2, 3))
 _ADAPTIVE_MAX = tuple(getattr(_ATEN, f"adaptive_max_pool{n}d").default for n in (1, 2, 3))
+_ANTIALIASED = (_ATEN._upsample_bilinear2d_aa.vec, _ATEN._upsample_bicubic2d_aa.vec)
 _DIVISOR = 6  # its place among the arguments of avg_pool2d and avg_pool3d
 
 
@@ -138,13 +192,20 @@ def lowered(program: ExportedProgram) -> ExportedProgram:
     """The program with adaptive average pooling and own divisors in exact form; itself where it has neither.
 
     Raises:
-        ConversionError: adaptive max pooling to more than one sample, which the exporter freezes at the example's size.
+        ConversionError: adaptive max pooling to more than one sample, which the exporter freezes at the example's size,
+            or antialiased interpolation by a broken factor, which it writes by the sizes.
     """
     for node in program.graph.nodes:
         if node.target in _ADAPTIVE_MAX and any(bins != 1 for bins in cast(Sequence[int], node.args[1])):
             raise ConversionError(
                 f"the model cannot be exported: adaptive max pooling to {node.args[1]} would be right at the example's "
                 "size alone. Use a max pooling of fixed kernel."
+            )
+        factors = node.args[3] if node.target in _ANTIALIASED and len(node.args) > 3 else None
+        if any(factor != int(factor) for factor in cast(Sequence[float], factors or ())):
+            raise ConversionError(
+                f"the model cannot be exported: antialiased interpolation by {factors} would be exported by its sizes, "
+                "which is another function where these are rounded. Give it size= instead of scale_factor=."
             )
     wrong = {node.target for node in program.graph.nodes if node.op == "call_function" and _is_wrong(node)}
     if not wrong:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from densify.checkpoint import write_state
+from densify.cli import options as o
 from densify.cli.memory import page_out
 from densify.cli.models import dtype_of, moved
 from densify.cli.options import Run, Voice
@@ -20,12 +21,14 @@ from densify.cli.sizes import Sizes
 from densify.comparison import Report, Tolerance, compare, evaluating
 from densify.conversion import Dense
 from densify.errors import DensifyError, UsageError, VerificationError
+from densify.exporting import write_network
 from densify.files import write_all
-from densify.onnx_export import OPSETS, ExportResult, write_network
+from densify.onnx_export import ExportResult
 from densify.onnx_file import OnnxSession
 from densify.onnx_metadata import axis_names
 from densify.recipe import Recipe
 from densify.samples import Sample, random_inputs, read_samples, verification_sizes
+from densify.targets import Target, find, opset_for
 from densify.verification import errors_of_precision, verify, verify_onnx
 
 
@@ -152,6 +155,14 @@ def _with_lattices(report: Report, model: nn.Module) -> Report:
     return Report(tuple(replace(check, lattice=lattices.get(check.output, ())) for check in report.checks))
 
 
+@dataclass(frozen=True)
+class OnnxOptions:
+    """What ONNX files are written for, and their opset."""
+
+    target: Target
+    opset: int
+
+
 @dataclass
 class Writing:
     """One network to be written to several files, all or none.
@@ -161,6 +172,7 @@ class Writing:
         recipe: what every file says of it.
         shape: of the example for ONNX: the reference size.
         samples: what ONNX files are run on, besides an input of another size and batch.
+        onnx: what ONNX files are written for.
         static: whether ONNX files take inputs of that shape alone.
         half: whether ONNX files are in float16.
         report: the checks of ONNX files, once written.
@@ -172,7 +184,7 @@ class Writing:
     samples: Sequence[Sample]
     run: Run
     voice: Voice
-    opset: int | None = None
+    onnx: OnnxOptions
     keep_failed: bool = False
     static: bool = False
     half: bool = False
@@ -209,9 +221,11 @@ class Writing:
         self.voice.say(f"exporting {target}")
         with _called(place, str(target)):
             result = write_network(
-                self.model, place, self.shape, opset=self.opset, recipe=self.recipe,
+                self.model, place, self.shape, target=self.onnx.target, opset=self.onnx.opset, recipe=self.recipe,
                 static=self.static, half=self.half,
             )  # fmt: skip
+        if isinstance(self.model, Dense) and result.form != self.model.options.form:
+            self.voice.say(f"{target}: in the {result.form} form, as the target {result.target} takes it")
         if result.fixed and not self.static:
             axes = ", ".join(f"{name} ({size})" for name, size in result.fixed.items())
             self.voice.say(f"{target}: the model allows no other size than the example's along {axes}")
@@ -247,15 +261,18 @@ def _takes(result: ExportResult, names: Sequence[str | None], shape: tuple[int, 
     return True
 
 
-def check_opset(opset: int | None, outputs: Sequence[Path]) -> None:
-    """Refuse an opset that cannot be produced, before any work.
+def onnx_options(target: o.Target | None, opset: int | None, outputs: Sequence[Path]) -> OnnxOptions:
+    """What ONNX outputs are written for, before any work.
 
     Raises:
-        UsageError: it is out of range, or no output is in ONNX.
+        UsageError: an opset that cannot be produced or that the target does not take, or no output is in ONNX.
     """
-    if opset is None:
-        return
-    if opset not in OPSETS:
-        raise UsageError(f"--opset {opset}: has to be from {OPSETS[0]} to {OPSETS[-1]}")
-    if not any(path.suffix.lower() == ".onnx" for path in outputs):
-        raise UsageError(f"--opset {opset}: no output is an .onnx file; name one with -o, or leave --opset out")
+    written = any(path.suffix.lower() == ".onnx" for path in outputs)
+    for flag, given in (("--target", target), ("--opset", opset)):
+        if given is not None and not written:
+            raise UsageError(f"{flag} {given}: no output is an .onnx file; name one with -o, or leave {flag} out")
+    runtime = find("ort" if target is None else target.value)
+    if opset is not None and opset not in runtime.opsets:
+        first, last = runtime.opsets[0], runtime.opsets[-1]
+        raise UsageError(f"--opset {opset}: for the target {runtime.name} it has to be from {first} to {last}")
+    return OnnxOptions(runtime, opset_for(runtime, opset))

@@ -47,6 +47,7 @@ def convert(
     atol: o.AtolOption = 0.0,
     device: o.DeviceOption = "cpu",
     dtype: o.DTypeOption = None,
+    target: o.TargetOption = None,
     opset: o.OpsetOption = None,
     static: o.StaticOption = False,
     half: o.HalfOption = False,
@@ -80,7 +81,7 @@ def convert(
     from densify.cli.models import input_size as known_size
     from densify.recipe import Options
 
-    checking.check_opset(opset, outputs)
+    onnx = checking.onnx_options(target, opset, outputs)
     refuse_file(model)
     asked = Asked(model, weights, pretrained, init, seed, tuple(model_arg or ()))
     found = with_preprocessing(asked.resolve(), means, stds)
@@ -89,7 +90,7 @@ def convert(
     dense = _build(asked, found, Options(shape, picked, **o.rewriting(padding, head, form, merge)), voice)
     samples = checking.inputs(run, shape[1:], found.mean, found.std, dense)
     report = checking.check_laws(None, dense, samples, run, voice)
-    writing = checking.Writing(dense, dense.recipe, shape, samples, run, voice, opset, keep_failed, static, half)
+    writing = checking.Writing(dense, dense.recipe, shape, samples, run, voice, onnx, keep_failed, static, half)
     written = False
     if report or keep_failed:
         written = writing.write(outputs, overwrite=overwrite, dry_run=dry_run)

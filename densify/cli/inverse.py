@@ -41,6 +41,7 @@ def inverse(
     atol: o.AtolOption = 0.0,
     device: o.DeviceOption = "cpu",
     dtype: o.DTypeOption = None,
+    target: o.TargetOption = None,
     opset: o.OpsetOption = None,
     static: o.StaticOption = False,
     half: o.HalfOption = False,
@@ -68,7 +69,7 @@ def inverse(
     from densify.cli import checking
     from densify.conversion import inverse as back
 
-    checking.check_opset(opset, outputs)
+    onnx = checking.onnx_options(target, opset, outputs)
     voice.say(f"reading {dense}")
     network, recipe = _dense(dense, model, trust_code)
     changed = _changes(recipe, network, weights)
@@ -77,7 +78,7 @@ def inverse(
     samples = checking.inputs(run, shape[1:], recipe.origin.mean, recipe.origin.std, network)
     report = checking.check_laws(fast, network, samples, run, voice)
     about = recipe.of_kind("dpoa")
-    writing = checking.Writing(fast, about, shape, samples, run, voice, opset, keep_failed, static, half)
+    writing = checking.Writing(fast, about, shape, samples, run, voice, onnx, keep_failed, static, half)
     written = False
     if report or keep_failed:
         written = writing.write(outputs, overwrite=overwrite, dry_run=dry_run)

@@ -42,6 +42,13 @@ class Merge(StrEnum):
     resample = "resample"
 
 
+class Target(StrEnum):
+    ort = "ort"
+    openvino = "openvino"
+    tensorrt = "tensorrt"
+    portable = "portable"
+
+
 class Init(StrEnum):
     random = "random"
 
@@ -129,8 +136,8 @@ OutputOption = Annotated[
     list[Path] | None,
     typer.Option("-o", "--output", metavar="FILE", help="The suffix decides: .safetensors, .pth, .onnx; repeatable."),
 ]
-OpsetOption = Annotated[
-    int | None, typer.Option("--opset", metavar="N", help="ONNX opset.  [default: the exporter's own]")
+TargetOption = Annotated[
+    Target | None, typer.Option("--target", help="The runtime that .onnx outputs are written for.  [default: ort]")
 ]
 StaticOption = Annotated[
     bool, typer.Option("--static", help="ONNX for batch 1 and the reference size alone, all shapes fixed.")
@@ -138,6 +145,7 @@ StaticOption = Annotated[
 HalfOption = Annotated[
     bool, typer.Option("--half", help="ONNX in float16, input and outputs too; compared with float32 to 1e-2.")
 ]
+OpsetOption = Annotated[int | None, typer.Option("--opset", metavar="N", help="ONNX opset.  [default: the target's]")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Do everything, but write no output.")]
 KeepFailedOption = Annotated[bool, typer.Option("--keep-failed", help="Write although the verification failed.")]

@@ -58,7 +58,8 @@ def emax_pool(x: Tensor, windows: Sequence[DenseWindow], sizes: Sequence[int] | 
     else:
         y = x
         for axis, window in enumerate(windows):  # padded one by one: together, margins of eST samples take much memory
-            y = _shifted_maximum(_pad(y, layouts[axis : axis + 1], least, len(windows) - 1 - axis), 2 + axis, window)
+            y = _pad(y, layouts[axis : axis + 1], least, len(windows) - 1 - axis)
+            y = shifted_maximum(y, 2 + axis, window.kernel, window.spacing, window.move)
     y = _far_side(y, layouts)
     # With kernels of size 1 this may still be the input, which an op behind may change in place.
     return y.clone() if all(w.kernel == 1 for w in windows) else y
@@ -155,6 +156,26 @@ def epatches(x: Tensor, windows: Sequence[DenseWindow], order: Sequence[int] = (
     return y.index_select(1, torch.tensor(order, device=x.device)) if order else y
 
 
+def shifted_maximum(x: Tensor, dim: int, kernel: int, spacing: int, move: int) -> Tensor:
+    """Max pooling along one axis from shifted views: far faster on a CPU than dilated pooling.
+
+    Args:
+        x: any shape, padded already.
+        dim: the axis.
+        kernel, spacing, move: samples of a window, the step between them and that between windows.
+
+    Raises:
+        RuntimeError: the axis is shorter than a window by more than one sample.
+    """
+    reach = spacing * (kernel - 1)
+    if isinstance(x.shape[dim], int) and x.shape[dim] < reach:
+        raise RuntimeError(f"max pooling over {reach + 1} samples reads a map that has {x.shape[dim]}")
+    before = (slice(None),) * dim
+    views = [x[(*before, slice(k * spacing, (k + 1 - kernel) * spacing or None))] for k in range(kernel)]
+    y = reduce(torch.maximum, views)
+    return y if move == 1 else y[(*before, slice(None, None, move))]
+
+
 def padded(x: Tensor, windows: Sequence[DenseWindow], fill: float, sizes: Sequence[int] | None = None) -> Tensor:
     """[B, C, *spatial] with the padding that its windows ask for; `sizes` as for :func:`emax_pool`."""
     return _pad(x, _layouts(x, windows, sizes), fill)
@@ -200,14 +221,6 @@ def _pad(x: Tensor, layouts: Sequence[Layout], value: float, behind: int = 0) ->
     if all(isinstance(amount, int) and amount == 0 for amount in amounts):
         return x
     return F.pad(x, amounts, value=value)
-
-
-def _shifted_maximum(x: Tensor, dim: int, window: DenseWindow) -> Tensor:
-    """The running maximum along one axis from shifted views: far faster on a CPU than dilated pooling."""
-    length = x.shape[dim] - window.spacing * (window.kernel - 1)
-    views = [x.narrow(dim, tap * window.spacing, length) for tap in range(window.kernel)]
-    y = reduce(torch.maximum, views)
-    return y if window.move == 1 else y[(slice(None),) * dim + (slice(None, None, window.move),)]
 
 
 def _far_side(y: Tensor, layouts: Sequence[Layout]) -> Tensor:
