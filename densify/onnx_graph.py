@@ -54,6 +54,7 @@ def clean(model: ir.Model) -> None:
     for node in list(model.graph.all_nodes()):
         if node.op_type == "Conv" and len(node.inputs) == 3 and _is_filled_with_zero(node.inputs[2]):
             node.resize_inputs(2)
+    _split_at_once(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedFunctionsPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
@@ -63,6 +64,53 @@ def clean(model: ir.Model) -> None:
     for value in all_values(model):
         value.metadata_props.clear()
         value.doc_string = None
+
+
+def _split_at_once(graph: ir.Graph) -> None:
+    """Make a Split of every sequence of pieces whose entries are taken one by one: few runtimes know sequences."""
+    for node in list(graph):
+        if node.op_type != "SplitToSequence":
+            continue
+        uses = [use.node for use in node.outputs[0].uses()]
+        places = {one: _constant(one.inputs[1]) for one in uses if one.op_type == "SequenceAt"}
+        sizes = _piece_sizes(node)
+        if sizes is None or len(places) < len(uses) or None in places.values():
+            continue
+        lengths = ir.node("Constant", [], {"value_ints": sizes})
+        split = ir.node(
+            "Split",
+            [node.inputs[0], lengths.outputs[0]],
+            {"axis": node.attributes.get_int("axis", 0)},
+            num_outputs=len(sizes),
+            name=node.name,
+        )
+        graph.insert_before(node, [lengths, split])
+        for one, place in places.items():
+            assert place is not None
+            piece = split.outputs[int(place.numpy())]
+            piece.name, piece.shape, piece.type = one.outputs[0].name, one.outputs[0].shape, one.outputs[0].type
+            one.outputs[0].replace_all_uses_with(piece, replace_graph_outputs=True)
+        graph.remove([*places, node], safe=True)
+
+
+def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    return None if value is None else ir.convenience.get_const_tensor(value)
+
+
+def _piece_sizes(node: ir.Node) -> list[int] | None:
+    """The sizes of the pieces that a SplitToSequence makes, where they are the same for every image."""
+    source, wanted, axis = node.inputs[0], node.inputs[1], node.attributes.get_int("axis", 0)
+    sizes = _constant(wanted)
+    if source is None or source.shape is None or sizes is None or not node.attributes.get_int("keepdims", 1):
+        return None
+    whole = source.shape[axis]
+    if not isinstance(whole, int):
+        return None
+    pieces = [int(size) for size in sizes.numpy().reshape(-1)]
+    if sizes.numpy().ndim:
+        return pieces
+    (size,) = pieces
+    return [min(size, whole - start) for start in range(0, whole, size)]
 
 
 def fold_sizes(model: ir.Model) -> None:
@@ -96,7 +144,7 @@ def keep_state(model: ir.Model, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """
     graph = model.graph
     for name in [name for name in graph.initializers if name not in state]:
-        _make_constant(graph, graph.initializers[name])
+        make_constant(graph, graph.initializers[name])
     held = {_memory(state[name]): name for name in graph.initializers}
     counters: dict[str, list[Any]] = {}
     tied: dict[str, str] = {}
@@ -122,7 +170,7 @@ def _initializer(name: str, tensor: Tensor) -> ir.Value:
     return ir.Value(name=name, shape=data.shape, type=ir.TensorType(data.dtype), const_value=data)
 
 
-def _make_constant(graph: ir.Graph, value: ir.Value) -> None:
+def make_constant(graph: ir.Graph, value: ir.Value) -> None:
     """Turn an initializer into a Constant node, at the head of the graph."""
     node = ir.node("Constant", [], attributes={"value": value.const_value}, name=f"node_{value.name}")
     constant = node.outputs[0]
