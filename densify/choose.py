@@ -112,7 +112,7 @@ def check(choice: Choice, surveys: list[Plan], chosen: list[Chosen]) -> None:
 
 def named(site: Site, name: str) -> bool:
     """Whether `name` is the layer's name or that of a block around it."""
-    return site.layer == name or site.layer.startswith(f"{name}.")
+    return site.layer == name or site.layer.startswith((f"{name}.", f"{name}/"))
 
 
 def unknown_layer(name: str, layers: list[Strided], surveys: list[Plan]) -> str:

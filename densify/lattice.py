@@ -74,6 +74,13 @@ class Window(NamedTuple):
         """Distance from the window's first to its last sample."""
         return self.dilation * (self.kernel - 1)
 
+    def same(self, size: int, side: str) -> Window:
+        """The window padded so that it makes ceil(size / stride) samples; an odd sample goes to `side`."""
+        made = divided_up(size, self.stride)
+        total = larger(0, (made - 1) * self.stride + self.span + 1 - size)
+        low = total // 2 if side == "upper" else total - total // 2
+        return self._replace(low=low, high=total - low)
+
     def starts(self, size: int) -> int:
         """How many windows fit at stride 1 into `size` padded samples (L in docs/design.md)."""
         return size + self.low + self.high - self.span

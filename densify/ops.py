@@ -6,7 +6,7 @@ A reader turns a node of a torch.fx or ONNX graph into one of these ops; a rule 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -27,10 +27,13 @@ class Windowed(Op):
     Attributes:
         windows: one :class:`Window` per spatial axis.
         chosen: per axis, whether the stride is to be removed.
+        same: where the padding follows the map's size so that ceil(size / stride) samples are made (TensorFlow's
+            "same"), the side that an odd sample goes to: "upper" or "lower"; "" where the windows say it.
     """
 
     windows: tuple[Window, ...]
     chosen: tuple[bool, ...] = ()
+    same: str = field(default="", kw_only=True)
 
     @property
     def strided(self) -> bool:
@@ -217,6 +220,17 @@ class Channelwise(Op):
 @dataclass(frozen=True)
 class Join(Op):
     """Several maps, sample by sample: add, mul, or cat over channels."""
+
+
+@dataclass(frozen=True)
+class Chain(Op):
+    """Several maps, one behind the other along one spatial axis.
+
+    Attributes:
+        axis: which, counted among the spatial ones.
+    """
+
+    axis: int
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from densify.lattice import Axis
 from densify.maps import Layout, Map, Merged
 from densify.ops import (
     AdaptivePool,
+    Chain,
     Channelwise,
     Crop,
     Flatten,
@@ -63,7 +64,7 @@ def walk(
         try:
             op, result = rewrite(_prepared(site, chosen, merge, network), *sources, padding=padding)
         except Refused as error:
-            remedy = _siblings(network, site, chosen) if isinstance(site.op, Join) else ""
+            remedy = _siblings(network, site, chosen) if isinstance(site.op, Join | Chain) else ""
             if isinstance(site.op, AdaptivePool) and sizes is None:
                 remedy = _fitting_size(network, site)
             reason = error.reason + _operands(network, site)
@@ -102,7 +103,7 @@ def _input(site: Site, sizes: tuple[int, ...] | None) -> Map:
 
 def _is_wide(op: Op, sources: tuple[Map, ...], result: Map) -> bool:
     """Whether a sample may depend on more than a window of the image, so that it does not move with the image."""
-    mixes = isinstance(op, PhaseWise) and isinstance(op.op, Other)
+    mixes = isinstance(op, Chain) or (isinstance(op, PhaseWise) and isinstance(op.op, Other))
     return mixes or any(source.wide for source in sources) or any(axis.whole for axis in result.axes)
 
 
@@ -130,7 +131,7 @@ def _moves_along(site: Site, op: Op, sources: tuple[Map, ...], result: Map) -> b
 
 def _operands(network: Network, site: Site) -> str:
     """The layers whose maps a refused op reads, where the trouble lies between it and them."""
-    if not isinstance(site.op, Join | Upsampling | Other | Pad | Crop):
+    if not isinstance(site.op, Join | Chain | Upsampling | Other | Pad | Crop):
         return ""
     names = dict.fromkeys(network.sites[key].layer for key in site.inputs)
     return f" (it reads {' and '.join(names)})"
@@ -155,7 +156,7 @@ def _makes_window(network: Network, site: Site, op: AdaptivePool) -> bool:
         if isinstance(other.op, Flatten):
             before = network.sites[site.inputs[0]].shape or ()
             return not network.training or before[2:] == op.sizes
-        if isinstance(other.op, Pointwise | Channelwise):
+        if isinstance(other.op, Pointwise | Channelwise | AdaptivePool):
             reached.add(other.key)
     return False
 
@@ -184,7 +185,7 @@ def _stale_reads(network: Network, steps: Mapping[str, Step]) -> list[Refusal]:
     return found
 
 
-_ON_THE_SPOT = (Pointwise, Channelwise, Join, Identity, Crop)
+_ON_THE_SPOT = (Pointwise, Channelwise, Chain, Join, Identity, Crop)
 
 
 def _lost_density(network: Network, steps: Mapping[str, Step], again: Callable[[str], Plan]) -> list[Refusal]:

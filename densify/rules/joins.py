@@ -7,7 +7,7 @@ from math import gcd
 
 from densify.lattice import Axis, Field, Lattice
 from densify.maps import Map
-from densify.ops import Join
+from densify.ops import Chain, Join
 from densify.rules.registry import Refused, Rewrite, rule
 
 
@@ -19,6 +19,31 @@ def join(op: Join, *sources: Map, padding: str) -> Rewrite:
         raise Refused("it joins a map with a flattened one", "Choose layers so that both keep their shape")
     axes = tuple(_meet(axes, padding) for axes in zip(*(source.axes for source in sources), strict=True))
     return Rewrite(op, replace(first, axes=axes, pooled=any(source.pooled for source in sources)))
+
+
+@rule(Chain)
+def chain(op: Chain, *sources: Map, padding: str) -> Rewrite:
+    """Phase r of the chain is the chain of the phases r, as all of them are complete."""
+    along = [source.axes[op.axis] for source in sources]
+    if any(source.collapsed for source in sources):
+        raise Refused("it chains maps that were flattened before", "Choose layers behind it")
+    lattices = {source.lattices for source in sources}
+    if len(lattices) > 1 or len({axis.step for axis in along}) > 1 or any(axis.whole for axis in along):
+        raise apart(tuple(axis for source in sources for axis in source.axes))
+    if padding != "full" and any(lattice != (1, 0) for lattice in sources[0].lattices):
+        raise Refused(f'it chains maps whose phases padding="{padding}" leaves incomplete', 'Use padding="full"')
+    chained = replace(
+        along[0],
+        size=sum(axis.size for axis in along),
+        dense=sum(axis.dense for axis in along),
+        field=None,
+        repeated=tuple(again for axis in along for again in axis.repeated),
+        exact=all(axis.exact for source in sources for axis in source.axes),
+        mirrored=any(axis.mirrored for axis in along),
+    )
+    across = [_meet(axes, padding) for axes in zip(*(source.axes for source in sources), strict=True)]
+    axes = tuple(chained if index == op.axis else axis for index, axis in enumerate(across))
+    return Rewrite(op, replace(sources[0], axes=axes))
 
 
 def crops(sources: tuple[Map, ...]) -> list[tuple[int, ...]]:

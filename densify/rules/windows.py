@@ -16,6 +16,8 @@ from densify.ops import (
 )
 from densify.rules.registry import Refused, Rewrite, rule
 
+_DENSEST = 2**16
+
 
 @rule(Conv, MaxPool, AvgPool, PowerPool, Patches, Sliding)
 def window(op: Windowed, source: Map, *, padding: str) -> Rewrite:
@@ -24,7 +26,10 @@ def window(op: Windowed, source: Map, *, padding: str) -> Rewrite:
         raise Refused("a window slides over a map that was flattened before", "Choose layers in front of the flatten")
     chosen = op.chosen or (False,) * len(op.windows)
     windows, axes = [], []
-    for axis, one, remove in zip(source.axes, op.windows, chosen, strict=True):
+    for axis, written, remove in zip(source.axes, op.windows, chosen, strict=True):
+        one = written.same(axis.size, op.same) if op.same else written
+        if op.same and one.stride > 1 and padding == "same":
+            raise Refused("its own padding follows the map's size", 'Use padding="full"')
         if one.starts(axis.size) < 1:
             raise Refused(
                 f"a window of {one.span + 1} samples does not fit into a map of {axis.size} samples",
@@ -36,6 +41,11 @@ def window(op: Windowed, source: Map, *, padding: str) -> Rewrite:
                 "Flip the image in front of the network instead",
             )
         dense, lattice = densify_window(one, axis.lattice, chosen=remove, padding=padding)
+        if lattice.stride > _DENSEST:
+            raise Refused(
+                f"it would make {lattice.stride} samples of one along an axis",
+                "Choose fewer layers, or look at its stride",
+            )
         windows.append(dense)
         axes.append(axis.through(dense, lattice))
     return Rewrite(DenseWindowed(op, tuple(windows)), source.with_axes(tuple(axes)))

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from densify.graphs.fx.registry import Call, everywhere, reads
 from densify.ops import (
+    Chain,
     Channelwise,
     Join,
     Op,
@@ -73,12 +74,14 @@ def random(call: Call) -> Op | None:
 @reads(torch.cat, torch.concat)
 def cat(call: Call) -> Op | None:
     given = call.arguments("tensors dim", dim=0)
-    tensors = given["tensors"]
-    if given["dim"] % call.result.dim() != 1:
-        return None
+    tensors, dim = given["tensors"], given["dim"] % call.result.dim()
     if isinstance(tensors, fx.Node):
-        return Channelwise()  # the pieces of one map
-    return Join() if all(one in call.maps for one in tensors) else None
+        return Channelwise() if dim == 1 else None  # the pieces of one map
+    if dim == 0 or not all(one in call.maps for one in tensors):
+        return None
+    if dim == 1:
+        return Join()
+    return Chain(dim - 2) if len(set(tensors)) == len(tensors) else None
 
 
 @reads(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, F.batch_norm)
