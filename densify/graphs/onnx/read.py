@@ -1,0 +1,389 @@
+"""From an ONNX graph to a :class:`densify.plans.Network`: every node described by its reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
+
+import numpy as np
+import onnx_ir as ir
+
+from densify.errors import ConversionError, Refusal, RefusedError
+from densify.graphs.onnx import readers  # noqa: F401  (importing them registers them)
+from densify.graphs.onnx.linear import linear
+from densify.graphs.onnx.registry import Call, Place, reader_of
+from densify.graphs.onnx.values import Known, Values
+from densify.maps import Layout
+from densify.ops import (
+    Conv,
+    Flatten,
+    Interpolation,
+    Linear,
+    Op,
+    Other,
+    Rows,
+    Transposed,
+    Unsupported,
+)
+from densify.plans import Network, Site
+
+
+def image_of(model: ir.Model) -> ir.Value:
+    """The one input that is an image.
+
+    Raises:
+        ConversionError: there is none, or there are several.
+    """
+    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    images = [value for value in inputs if value.shape is None or len(value.shape) >= 3]
+    if len(inputs) != 1 or not images:
+        names = ", ".join(f"{value.name} {value.shape}" for value in inputs) or "none"
+        raise ConversionError(f"the graph has to have one input, an image [B, C, *spatial]; it has: {names}.")
+    if images[0].dtype is None or not images[0].dtype.is_floating_point():
+        raise ConversionError(f"{images[0].name}: the image has to be of a floating type, not {images[0].dtype}.")
+    return images[0]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A graph as it was read.
+
+    Attributes:
+        network: its ops.
+        places: by name, what the tensors of the image are.
+        known: by name, what is known of every value at the reference size.
+        counted: names of values that follow from shapes, the number of images among them.
+        order: dimensions of the image in the order [B, C, *spatial].
+    """
+
+    network: Network
+    places: Mapping[str, Place]
+    known: Mapping[str, Known]
+    counted: frozenset[str]
+    order: tuple[int, ...]
+
+
+def read(model: ir.Model, shape: Sequence[int]) -> Reading:
+    """Describe a graph.
+
+    Args:
+        shape: of the image at the reference size, in the graph's own order of dimensions.
+
+    Raises:
+        ConversionError: an input, an output or an operator that nothing can be said of.
+    """
+    reader = _Reader(model, tuple(shape))
+    for node in model.graph:
+        reader.visit(node)
+    outputs = {}
+    for value in model.graph.outputs:
+        name = str(value.name)
+        if name in reader.places:
+            outputs[name] = name
+    if not outputs:
+        raise ConversionError("no output of the graph depends on its image.")
+    return Reading(
+        Network(reader.sites, outputs), reader.places, reader.known, frozenset(reader.counted()), reader.order
+    )
+
+
+def spatial_dims(model: ir.Model) -> tuple[int, ...]:
+    """The dimensions of the image in the order [B, C, *spatial]: channels come last where the first window op sees them
+    moved there."""
+    image = image_of(model)
+    rank = len(image.shape) if image.shape is not None else 4
+    orders: dict[str, tuple[int, ...]] = {str(image.name): tuple(range(rank))}
+    for node in model.graph:
+        seen = [orders[str(one.name)] for one in node.inputs if one is not None and str(one.name) in orders]
+        if not seen:
+            continue
+        if node.op_type in _WINDOWS:
+            return seen[0]
+        order = seen[0]
+        if node.op_type == "Transpose":
+            permutation = list(node.attributes.get_ints("perm", list(reversed(range(rank)))))
+            order = tuple(order[dim] for dim in permutation)
+        orders[str(node.outputs[0].name)] = order
+    return tuple(range(rank))
+
+
+_WINDOWS = ("Conv", "MaxPool", "AveragePool", "LpPool", "ConvTranspose", "BatchNormalization", "GlobalAveragePool")
+
+
+class _Reader:
+    """Walks a graph and remembers, for every tensor that depends on the image, what it is."""
+
+    def __init__(self, model: ir.Model, shape: tuple[int, ...]) -> None:
+        image = image_of(model)
+        self.order = spatial_dims(model)
+        values = Values(model, image)
+        self.version = values.version
+        self.known = values.at(shape)
+        self.doubled = values.at(_scaled(shape, self.order[0]))
+        self.grown = [values.at(_scaled(shape, dim)) for dim in self.order[2:]]
+        self.places: dict[str, Place] = {}
+        self.sites: dict[str, Site] = {}
+        self.sized: dict[str, str] = {}  # what follows from a tensor's shape alone, and the site that it follows from
+        self._place(image, Place(Layout.MAP, self.order, tuple(shape[dim] for dim in self.order[2:])), None, ())
+
+    def visit(self, node: ir.Node) -> None:
+        """Describe one node, where it holds a tensor that depends on the image, or reads the shape of one."""
+        read = _inputs(node)[:1] if node.op_type == "CastLike" else _inputs(node)  # of the other only the type
+        maps = tuple(dict.fromkeys(name for name in read if name in self.places))
+        captured = [name for name in _captured(node) if name in self.places]
+        maps = maps or tuple(dict.fromkeys(captured))
+        if not maps:
+            source = next((self.sized[name] for name in _inputs(node) if name in self.sized), None)
+            if source is not None:
+                self.sized.update((str(value.name), source) for value in node.outputs)
+            return
+        call = Call(node, maps, self.places, self.known, self.version)
+        used = [value for value in node.outputs if value.uses() or value.is_graph_output()]
+        if node.domain not in ("", "ai.onnx"):
+            op: Op = Unsupported(f"its domain {node.domain!r} is not ONNX's own", "Export it with ONNX's operators")
+        elif captured or _graphs(node):
+            op = Unsupported("control flow decides what becomes of the image", "Export the model without it")
+        elif node.op_type in ("Shape", "Size"):
+            op = self.read(call)
+            self.sites[str(node.outputs[0].name)] = self._site(call, node.outputs[0], op, Layout.VECTOR)
+            self.sized[str(node.outputs[0].name)] = maps[0]
+            return
+        elif any(self._shape(value) is None for value in used):
+            op = Unsupported("no shape of its result follows from the image's", "Choose layers behind it")
+        else:
+            op = self.read(call)
+        for value in used:
+            found = self._measured(call, value) if isinstance(op, Other) else op
+            self._place(value, self._result(call, value, found), found, call.maps, call)
+
+    def counted(self) -> Iterator[str]:
+        """Names of values whose numbers or shape change with the number of images, tensors of the image apart."""
+        for name, known in self.known.items():
+            other = self.doubled.get(name)
+            if name in self.places or name not in self.sized:
+                continue
+            if (
+                other is None
+                or other.shape != known.shape
+                or known.numbers is None
+                or other.numbers is None
+                or not np.array_equal(other.numbers, known.numbers)
+            ):
+                yield name
+
+    def read(self, call: Call) -> Op:
+        """The description of one node's op."""
+        reader = reader_of(call.node)
+        mixed = any(self.places[name].layout is Layout.MIXED for name in call.maps)
+        op = reader(call) if reader is not None and (not mixed or call.node.op_type in ("Shape", "Size")) else None
+        if op is None and self._alone(call):
+            return Rows()
+        return op if op is not None else Other((), Layout.MIXED)
+
+    def _alone(self, call: Call) -> bool:
+        """Whether a node reads one vector per image and makes one of it, row by row."""
+        return (
+            len(call.maps) == 1
+            and call.source.layout is Layout.VECTOR
+            and len(call.result) == 2
+            and self._follows_batch(call.node.outputs[0])
+            and len(call.node.outputs) == 1
+        )
+
+    def _shape(self, value: ir.Value) -> tuple[int, ...] | None:
+        known = self.known.get(str(value.name))
+        return None if known is None else known.shape
+
+    def _follows_batch(self, value: ir.Value) -> bool:
+        """Whether twice as many images make the first dimension twice as long, and nothing else."""
+        shape, doubled = self._shape(value), self.doubled.get(str(value.name))
+        return bool(shape) and doubled is not None and doubled.shape == (2 * shape[0], *shape[1:])  # type: ignore[index]
+
+    def _measured(self, call: Call, value: ir.Value) -> Other:
+        """What an op without a rule makes: where its dimensions follow the image's, and how large they are."""
+        wide = tuple(max(sizes) for sizes in zip(*(self.places[name].sizes for name in call.maps), strict=True))
+        layout, _, sizes = self._found(value, wide)
+        scales = tuple(Fraction(n, max(m, 1)) for n, m in zip(sizes, wide, strict=True))
+        return Other(scales, layout, fault="" if self._follows_batch(value) else _NO_BATCH)
+
+    def _found(self, value: ir.Value, wide: tuple[int, ...]) -> tuple[Layout, tuple[int, ...], tuple[int, ...]]:
+        """Layout, order and sizes (0 for a statistic) of an unknown op's result."""
+        shape, count = self._shape(value) or (), len(wide)
+        plain = tuple(range(2 + count))
+        if not self._follows_batch(value):
+            return Layout.MIXED, (), wide
+        grown = [known.shape for one in self.grown if (known := one.get(str(value.name))) is not None]
+        if len(grown) < count or None in grown:
+            if len(shape) == 2 + count and shape[2:] == wide:
+                return Layout.MAP, plain, wide
+            return (Layout.VECTOR, (0, 1), (0,) * count) if len(shape) == 2 else (Layout.MIXED, (), wide)
+        moving = [[d for d, size in enumerate(shape) if other is not None and other[d] != size] for other in grown]
+        if len(shape) == 2 and not any(moving):
+            return Layout.VECTOR, (0, 1), (0,) * count
+        if len(shape) != 2 + count or any(len(dims) > 1 for dims in moving):
+            return Layout.MIXED, (), wide
+        if not any(moving):
+            sizes = tuple(n if n > 1 else 0 for n in shape[2:])
+            return (Layout.MAP, plain, (0,) * count) if not any(sizes) else (Layout.MIXED, (), wide)
+        spatial = [dims[0] if dims else None for dims in moving]
+        order = (0, *_channel(shape, spatial), *(dim if dim is not None else -1 for dim in spatial))
+        if sorted(order) != list(plain):
+            return Layout.MIXED, (), wide
+        return Layout.MAP, order, tuple(shape[dim] for dim in order[2:])
+
+    def _result(self, call: Call, value: ir.Value, op: Op) -> Place:
+        """What the result of a node is."""
+        shape, before = self._shape(value) or (), call.source
+        if isinstance(op, Unsupported):
+            return Place(Layout.MIXED, (), before.sizes)
+        if isinstance(op, Other):
+            wide = tuple(max(sizes) for sizes in zip(*(self.places[name].sizes for name in call.maps), strict=True))
+            layout, order, sizes = self._found(value, wide)
+            return Place(layout, order, tuple(max(n, 1) if layout is not Layout.MIXED else n for n in sizes))
+        count = len(before.sizes)
+        if isinstance(op, Flatten):
+            return Place(Layout.VECTOR, (0, 1), before.sizes)
+        if isinstance(op, Linear | Rows) or len(shape) == 2:
+            return Place(Layout.VECTOR, (0, 1), (1,) * count)
+        if call.node.op_type == "Transpose":
+            permutation = list(call.node.attributes.get_ints("perm", list(reversed(range(call.rank)))))
+            return before.moved(permutation)
+        order = before.order if before.layout is Layout.MAP else tuple(range(len(shape)))
+        return Place(Layout.MAP, order, tuple(shape[dim] for dim in order[2:]))
+
+    def _place(
+        self, value: ir.Value, place: Place, op: Op | None, maps: tuple[str, ...], call: Call | None = None
+    ) -> None:
+        name = str(value.name)
+        self.places[name] = place
+        if call is None:
+            shape = self.known[name].shape or ()
+            standard = tuple(shape[dim] for dim in place.order)
+            self.sites[name] = Site(name, name, "input", None, (), standard, layout=place.layout)
+        else:
+            assert op is not None
+            self.sites[name] = self._site(call, value, op, place.layout)
+
+    def _site(self, call: Call, value: ir.Value, op: Op, layout: Layout) -> Site:
+        place, shape = self.places.get(str(value.name)), self._shape(value)
+        if place is not None and place.layout is Layout.MAP and shape is not None:
+            shape = tuple(shape[dim] for dim in place.order)
+        inputs = call.maps
+        if isinstance(op, Interpolation) and not op.factors:
+            inputs += self._like(call)
+        return Site(
+            key=str(value.name),
+            layer=str(call.node.name or value.name),
+            kind=call.node.op_type,
+            op=op,
+            inputs=inputs,
+            shape=shape,
+            work=_work(call, op),
+            layout=layout,
+            linear=linear(call, op),
+        )
+
+    def _like(self, call: Call) -> tuple[str, ...]:
+        """The other map whose size a Resize is given, where it is."""
+        made = tuple(call.result[dim] for dim in call.source.order[2:])
+        stack = [one.producer() for one in call.node.inputs[1:] if one is not None and str(one.name) in self.sized]
+        while stack:
+            node = stack.pop()
+            if node is None:
+                continue
+            if node.op_type == "Shape" and str(node.outputs[0].name) in self.sites:
+                other = _inputs(node)[0]
+                place = self.places[other]
+                if other not in call.maps and place.layout is Layout.MAP and place.sizes == made:
+                    return (other,)
+            else:
+                stack += [one.producer() for one in node.inputs if one is not None]
+        return self._as_large(call)
+
+    def _as_large(self, call: Call) -> tuple[str, ...]:
+        """The first map that is as large as the result of a Resize at every size tried: exporters write sizes anew."""
+        name, dims = str(call.node.outputs[0].name), call.source.order[2:]
+        for other, place in self.places.items():
+            if other in call.maps or place.layout is not Layout.MAP or place.order != call.source.order:
+                continue
+            pairs = [(one.get(name), one.get(other)) for one in (self.known, *self.grown)]
+            shapes = [(a.shape, b.shape) for a, b in pairs if a is not None and b is not None]
+            if len(shapes) == len(pairs) and all(
+                a and b and [a[d] for d in dims] == [b[d] for d in dims] for a, b in shapes
+            ):
+                return (other,)
+        return ()
+
+
+_NO_BATCH = "it does not keep the images of a batch apart, along its first dimension"
+
+
+def _along(known: Known, dims: Sequence[int]) -> list[int] | None:
+    return None if known.shape is None else [known.shape[dim] for dim in dims]
+
+
+def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    return one is not None and other is not None and np.array_equal(one, other)
+
+
+def _scaled(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
+    return tuple(2 * size if axis == dim else size for axis, size in enumerate(shape))
+
+
+def _channel(shape: Sequence[int], spatial: Sequence[int | None]) -> list[int]:
+    """The one dimension that is neither the batch's nor along the map."""
+    return [dim for dim in range(1, len(shape)) if dim not in spatial]
+
+
+def _inputs(node: ir.Node) -> list[str]:
+    return [str(one.name) for one in node.inputs if one is not None]
+
+
+def _graphs(node: ir.Node) -> list[ir.Graph]:
+    found: list[ir.Graph] = []
+    for one in node.attributes.values():
+        if one.type is ir.AttributeType.GRAPH:
+            found.append(one.as_graph())
+        elif one.type is ir.AttributeType.GRAPHS:
+            found.extend(one.as_graphs())
+    return found
+
+
+def _captured(node: ir.Node) -> Iterator[str]:
+    """Names that the graphs inside a node read."""
+    for graph in _graphs(node):
+        for inner in graph.all_nodes():
+            yield from _inputs(inner)
+
+
+def _work(call: Call, op: Op) -> int:
+    if not isinstance(op, Conv | Linear | Transposed):
+        return 0
+    return prod(call.shape(str(call.node.inputs[1].name))) if call.node.inputs[1] is not None else 0
+
+
+_OLDEST = 7
+
+
+def refuse_foreign(model: ir.Model) -> None:
+    """Refuse a graph of operators that ONNX does not have, or had long ago.
+
+    Raises:
+        RefusedError: operators of other domains.
+        ConversionError: an opset from before the operators broadcast as they do.
+    """
+    version = model.opset_imports.get("", 0)
+    if version < _OLDEST:
+        raise ConversionError(
+            f"the graph is of opset {version}; {_OLDEST} is the first that can be read. Bring it there with "
+            "onnx.version_converter."
+        )
+    found = []
+    for node in model.graph:
+        if node.domain not in ("", "ai.onnx"):
+            reason = f"{node.op_type} is of the domain {node.domain!r}, not of ONNX's own"
+            found.append(Refusal(str(node.name), reason, "Export the model with ONNX's own operators."))
+    if found:
+        raise RefusedError(tuple(found))
