@@ -280,7 +280,7 @@ class Conversion:
     """
 
     def __init__(self, model: nn.Module, options: Options, example: Example) -> None:
-        _check(options)
+        check_options(options)
         self.options = options
         self.root = on_meta(model)
         self._names = Names()
@@ -362,7 +362,8 @@ def _choice(start: str | None, layers: Sequence[str] | None, output_stride: int 
     return Choice(start, None if layers is None else tuple(layers), output_stride)
 
 
-def _check(options: Options) -> None:
+def check_options(options: Options) -> None:
+    """Refuse unknown options, and those that do not go together."""
     known: dict[str, Iterable[str]] = {"padding": PADDINGS, "head": HEADS, "form": FORMS, "merge": MERGES}
     for name, values in known.items():
         if getattr(options, name) not in values:

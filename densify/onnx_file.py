@@ -25,7 +25,7 @@ ONE_FILE_LIMIT = 2**31 - 2**24
 STATE_KEY = "densify.state"
 """The metadata entry for those state_dict entries that no initializer holds: integer counters and tied tensors."""
 
-_DTYPES = {
+DTYPES = {
     ir.DataType.FLOAT: torch.float32,
     ir.DataType.DOUBLE: torch.float64,
     ir.DataType.FLOAT16: torch.float16,
@@ -125,6 +125,11 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What an ONNX file says of itself; errors as `load_onnx`."""
+    return {entry.key: entry.value for entry in load_onnx(path).metadata_props}
+
+
 def initializers(model: onnx.ModelProto, path: Path) -> Iterator[ir.TensorProtocol]:
     """The weights of a model that `load_onnx` read from `path`; a second file is mapped, not read."""
     for tensor in model.graph.initializer:
@@ -163,7 +168,7 @@ def to_torch(tensor: ir.TensorProtocol) -> Tensor:
     Raises:
         CheckpointError: a type that torch lacks, or data that does not fit the shape.
     """
-    dtype = _DTYPES.get(tensor.dtype)
+    dtype = DTYPES.get(tensor.dtype)
     if dtype is None:
         raise CheckpointError(f"{tensor.name}: torch has no tensor type for ONNX's {tensor.dtype.name}.")
     data, result = raw_bytes(tensor), torch.empty(0, dtype=dtype)

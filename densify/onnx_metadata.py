@@ -26,6 +26,7 @@ def placement(
     positions: Axes,
     ranks: Mapping[str, int],
     *,
+    orders: Mapping[str, Sequence[int]] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> dict[str, str]:
@@ -36,12 +37,15 @@ def placement(
         positions: per output and spatial axis, (step, first centre, receptive field) in input pixels; the last two are
             None where a sample sees the whole image.
         ranks: of the outputs, batch and channels included; one that has no spatial axes in this file gets none.
+        orders: of outputs whose dimensions are not [B, C, *spatial], these dimensions in that order.
         mean, std: preprocessing per channel, in units of [0, 1].
     """
     outputs = {
         name: {
             "merged": getattr(lattices[name], "merged", ""),
-            "axes": _axes(lattices[name], positions[name]) if 2 < rank == 2 + len(lattices[name]) else [],
+            "axes": _axes(lattices[name], positions[name], (orders or {}).get(name) or range(rank))
+            if 2 < rank == 2 + len(lattices[name])
+            else [],
         }
         for name, rank in ranks.items()
         if name in lattices
@@ -63,11 +67,13 @@ def of_original(lattices: Axes, positions: Axes) -> tuple[Axes, Axes]:
     return {name: [(1, 0)] * len(axes) for name, axes in lattices.items()}, places
 
 
-def _axes(lattices: Sequence[Sequence[Any]], positions: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+def _axes(
+    lattices: Sequence[Sequence[Any]], positions: Sequence[Sequence[Any]], order: Sequence[int]
+) -> list[dict[str, Any]]:
     names = SPATIAL_AXES.get(len(lattices), ("",) * len(lattices))
     entries = []
     for place, (name, lattice, position) in enumerate(zip(names, lattices, positions, strict=True)):
         (est, offset), (step, first, field) = lattice, position
-        where = {"axis": 2 + place, "name": name, "first": first, "step": step, "receptive_field": field}
+        where = {"axis": order[2 + place], "name": name, "first": first, "step": step, "receptive_field": field}
         entries.append({**where, "est": est, "offset": offset})
     return entries

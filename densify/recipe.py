@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -157,4 +158,9 @@ def digests(state: Mapping[str, Tensor]) -> dict[str, str]:
 def digest(tensor: Tensor) -> str:
     """SHA-256 of one tensor's numbers, in row-major order."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
+    return digest_of(flat.view(torch.uint8).numpy())
+
+
+def digest_of(data: np.ndarray) -> str:
+    """SHA-256 of bytes."""
+    return hashlib.sha256(data.data).hexdigest()

@@ -1,0 +1,251 @@
+"""The laws of docs/design.md for ONNX graphs, in ONNX Runtime: a dense graph against the one it was made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from densify.choose import Choice
+from densify.comparison import Check, Judge, Report, Tolerance
+from densify.errors import ConversionError, UsageError
+from densify.graphs.onnx.read import image_of, spatial_dims
+from densify.graphs.onnx.values import Values
+from densify.maps import Merged
+from densify.onnx_conversion import DenseOnnx, OnnxModel
+from densify.onnx_file import OnnxSession, raw_bytes, save_onnx
+from densify.planning import at_sizes
+from densify.samples import Sample
+from densify.sampling import check_size, clear_of_borders, sample_grid
+from densify.verification import fixed_window
+
+Run = Callable[[Tensor], dict[str, Tensor]]
+
+
+@contextmanager
+def running(model: ir.Model, order: Sequence[int], *, optimised: bool) -> Iterator[Run]:
+    """A graph in ONNX Runtime; images are given as [B, C, *spatial].
+
+    Args:
+        order: dimensions of the graph's image in that order.
+        optimised: with all of ONNX Runtime's graph optimisations, or none.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        save_onnx(model, path)
+        session = OnnxSession(path, optimised=optimised)
+        back = [order.index(dim) for dim in range(len(order))]
+
+        def run(x: Tensor) -> dict[str, Tensor]:
+            made = session(x.permute(back).contiguous().numpy())
+            return {name: torch.from_numpy(value) for name, value in zip(session.outputs, made, strict=True)}
+
+        yield run
+
+
+def verify_onnx_laws(
+    original: OnnxModel | None,
+    dense: DenseOnnx,
+    samples: Sequence[Sample],
+    *,
+    rtol: float | None = None,
+    atol: float = 0.0,
+) -> Report:
+    """Check a dense graph against its original, both in ONNX Runtime on the CPU.
+
+    Law 1 (the grid) with all graph optimisations and with none; with padding="full" law 2 (sizes) and law 3 (all
+    phases, against the other form); law 4 (the weights). Where the head has a fixed window, the original at other sizes
+    than the reference is the fully convolutional one, itself compared with the original at the reference.
+
+    Args:
+        original: None for the dense graph's own source.
+        samples: images [B, C, *spatial].
+        rtol, atol: as for :func:`densify.verify`.
+    """
+    source = original or dense.source
+    tolerance = Tolerance(rtol, atol)
+    checks = [_weights(source, dense)]
+    probe = dense.changed(head="dense") if dense.options.head == "average" else dense
+    order = dense.reading.order
+    with running(_reference(source, probe), order, optimised=False) as expected:
+        if _stands_in(probe):
+            checks += _head(source, probe, expected, tolerance)
+        wanted = [expected(sample.tensor) for sample in samples]
+    for optimised in (True, False):
+        with running(probe.graph, order, optimised=optimised) as actual:
+            made = [actual(sample.tensor) for sample in samples]
+        for sample, want, have in zip(samples, wanted, made, strict=True):
+            checks += _grid(probe, sample, want, have, tolerance, _runtime(optimised))
+    if probe.options.padding == "full":
+        form = "dilated" if probe.options.form == "fragments" else "fragments"
+        with running(probe.changed(form=form).graph, order, optimised=True) as other:
+            for sample, have in zip(samples, made, strict=True):
+                checks += _phases(probe, sample, other(sample.tensor), have, tolerance)
+    if probe is not dense:
+        with running(dense.graph, order, optimised=True) as averaged:
+            for sample, have in zip(samples, made, strict=True):
+                checks += _averages(probe, sample, have, averaged(sample.tensor), tolerance)
+    return Report(tuple(checks))
+
+
+def _runtime(optimised: bool) -> str:
+    return f"onnxruntime, {'all' if optimised else 'no'} optimisations"
+
+
+def _stands_in(dense: DenseOnnx) -> bool:
+    """Whether the fully convolutional graph stands for the original."""
+    return dense.options.head not in ("dense", "average") or fixed_window(dense.plan)
+
+
+def _reference(source: OnnxModel, dense: DenseOnnx) -> ir.Model:
+    """The function that a dense graph must agree with on its grid."""
+    if not _stands_in(dense):
+        return source.graph
+    return dense.changed(choice=Choice(layers=()), padding="full", form="dilated", merge="select").graph
+
+
+def _head(source: OnnxModel, dense: DenseOnnx, expected: Run, tolerance: Tolerance) -> list[Check]:
+    """The fully convolutional graph is the original at the reference size."""
+    if dense.options.head not in ("dense", "average"):
+        return []
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(dense.options.shape, generator=generator)
+    with running(source.graph, dense.reading.order, optimised=False) as run:
+        want, have = run(x), expected(x)
+    judge = Judge(tolerance, dict)
+    labels: dict[str, Any] = {"law": "head", "input": "reference size", "runtime": _runtime(False), "lattice": ()}
+    return [judge(want[key], have[key].reshape(want[key].shape), output=key, **labels) for key in want if key in have]
+
+
+def _grid(
+    dense: DenseOnnx,
+    sample: Sample,
+    want: Mapping[str, Tensor],
+    have: Mapping[str, Tensor],
+    tolerance: Tolerance,
+    runtime: str,
+) -> list[Check]:
+    image, judge, checks = tuple(sample.tensor.shape[2:]), Judge(tolerance, dict), []
+    for key, one in at_sizes(dense.plan, image).outputs.items():
+        place = dense.reading.places[dense.plan.network.outputs[key]]
+        expected, actual = (_plain(x, place.order, len(one.axes)) for x in (want[key], have[key]))
+        labels: dict[str, Any] = {
+            "output": key, "input": sample.name, "runtime": runtime, "lattice": tuple(map(tuple, one.lattices)),
+        }  # fmt: skip
+        sizes = expected.shape[2:]
+        if one.merged is Merged.NOT:
+            on_grid, note = sample_grid(actual, one, sizes), ""
+            if not all(axis.exact for axis in one.axes):
+                expected, on_grid, note = clear_of_borders(expected, on_grid, one, image)
+            check = judge(expected, on_grid, law="grid", shape=tuple(actual.shape), **labels)
+            checks.append(check if not note else Check(**{**vars(check), "note": note}))
+        if dense.options.padding == "full":
+            checks.append(check_size(sizes, actual, one, labels))
+    for key in want.keys() & have.keys() - dense.plan.outputs.keys():  # what does not depend on the image
+        checks.append(
+            judge(want[key], have[key], law="grid", output=key, input=sample.name, runtime=runtime, lattice=())
+        )
+    return checks
+
+
+def _plain(x: Tensor, order: Sequence[int], count: int) -> Tensor:
+    """An output as [B, C, *spatial]; vectors gain spatial axes of size 1."""
+    if x.dim() == 2 and count:
+        return x.reshape(*x.shape, *[1] * count)
+    return x.permute(*order) if len(order) == x.dim() else x
+
+
+def _phases(
+    dense: DenseOnnx, sample: Sample, want: Mapping[str, Tensor], have: Mapping[str, Tensor], tolerance: Tolerance
+) -> list[Check]:
+    """Law 3: the original's own nodes on fragments give every sample of the dense graph."""
+    judge = Judge(tolerance, dict)
+    return [
+        judge(
+            want[key], have[key], output=key, lattice=tuple(map(tuple, one.lattices)), input=sample.name,
+            law="phases" if one.merged is Merged.NOT else "forms", runtime=_runtime(True),
+        )
+        for key, one in dense.plan.outputs.items()
+    ]  # fmt: skip
+
+
+def _averages(
+    probe: DenseOnnx, sample: Sample, full: Mapping[str, Tensor], have: Mapping[str, Tensor], tolerance: Tolerance
+) -> list[Check]:
+    judge = Judge(tolerance, dict)
+    labels: dict[str, Any] = {"law": "average", "input": sample.name, "runtime": _runtime(True), "lattice": ()}
+    checks = []
+    for key, one in probe.plan.outputs.items():
+        place = probe.reading.places[probe.plan.network.outputs[key]]
+        mean = _plain(full[key], place.order, len(one.axes)).flatten(2).mean(-1)
+        checks.append(judge(mean, have[key], output=key, **labels))
+    return checks
+
+
+def _weights(source: OnnxModel, dense: DenseOnnx) -> Check:
+    """Law 4: initializers of the same names, types, shapes and bytes."""
+    want, have = (
+        {name: value.const_value for name, value in one.graph.initializers.items()}
+        for one in (source.graph, dense.graph)
+    )
+    other = sorted(name for name in want.keys() | have.keys() if not _same(want.get(name), have.get(name)))
+    return Check(
+        law="weights", output="initializers", input="", runtime="onnx", lattice=(), expected=(len(want),),
+        actual=(len(have),), absolute=float(len(other)), relative=0.0 if not other else math.inf, worst=(),
+        tolerance=0.0, passed=not other, note=f"differs: {other[0]}" if other else "",
+    )  # fmt: skip
+
+
+def _same(a: ir.TensorProtocol | None, b: ir.TensorProtocol | None) -> bool:
+    if a is None or b is None or a.dtype != b.dtype or tuple(a.shape) != tuple(b.shape):
+        return False
+    return a is b or bool((raw_bytes(a) == raw_bytes(b)).all())
+
+
+def same_outputs(
+    first: OnnxModel, second: OnnxModel, samples: Sequence[Sample], *, rtol: float | None, atol: float
+) -> Report:
+    """Whether two graphs make the same outputs."""
+    judge, checks = Judge(Tolerance(rtol, atol), dict), []
+    orders = [spatial_dims(one.graph) for one in (first, second)]
+    with (
+        running(first.graph, orders[0], optimised=False) as one,
+        running(second.graph, orders[1], optimised=False) as two,
+    ):
+        for sample in samples:
+            want, have = one(sample.tensor), two(sample.tensor)
+            if want.keys() != have.keys():
+                raise UsageError(f"the graphs have different outputs: {', '.join(want)} and {', '.join(have)}.")
+            labels: dict[str, Any] = {"law": "same", "input": sample.name, "runtime": _runtime(False), "lattice": ()}
+            checks += [judge(want[key], have[key], output=key, **labels) for key in want]
+    return Report(tuple(checks))
+
+
+def legal(source: OnnxModel, shape: Sequence[int], dense: DenseOnnx | None = None) -> bool:
+    """Whether a graph takes images [B, C, *spatial] of a shape, as far as shapes tell.
+
+    Args:
+        dense: made of it; where a head of fixed window became convolutions these decide.
+    """
+    image, order = image_of(source.graph), spatial_dims(source.graph)
+    own = tuple(shape[order.index(dim)] for dim in range(len(order)))
+    if any(have not in (None, want) for have, want in zip(source.declared(), own, strict=False)):
+        return False
+    if dense is not None and _stands_in(dense):
+        try:
+            at_sizes(dense.plan, tuple(shape[2:]))
+        except ConversionError:
+            return False
+        return True
+    known = Values(source.graph, image).at(own)
+    empty = any(
+        min(one.shape, default=1) < 1 for one in known.values() if one.shape is not None and one.numbers is None
+    )
+    return not empty and all(str(value.name) in known for value in source.graph.graph.outputs)

@@ -1,0 +1,106 @@
+"""ONNX graphs for tests: written by hand or exported, run in ONNX Runtime, and converted as a torch network was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+import densify
+from densify.choose import survey
+from densify.conversion import Dense
+from densify.graphs.onnx.read import Reading, read
+from densify.onnx_conversion import FORMS, OnnxModel
+from densify.ops import Windowed
+from densify.planning import walk
+from densify.plans import Network, Plan, Site
+
+Node = tuple[str, Sequence[str], Sequence[str], Mapping[str, Any]]
+
+
+def graph(
+    nodes: Sequence[Node],
+    weights: Mapping[str, Any],
+    shape: Sequence[int | str],
+    outputs: Sequence[str] = ("output",),
+    opset: int = 17,
+) -> OnnxModel:
+    """A graph with the input "input".
+
+    Args:
+        nodes: operator, names of inputs and outputs, attributes.
+        weights: initializers by name.
+        shape: of the input; names for what is open.
+    """
+    made = helper.make_graph(
+        [helper.make_node(kind, inputs, made, name=made[0], **attributes) for kind, inputs, made, attributes in nodes],
+        "test",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    known = onnx.shape_inference.infer_shapes(model)  # an output has to say how many dimensions it has
+    del known.graph.value_info[:]
+    return OnnxModel(ir.from_proto(known), "test.onnx")
+
+
+def integers(*shape: int, seed: int = 0, least: int = -2, most: int = 2) -> np.ndarray:
+    """Small integers as float32, on which sums are exact."""
+    return np.random.default_rng(seed).integers(least, most + 1, shape).astype(np.float32)
+
+
+def exported(model: nn.Module, shape: tuple[int, ...], folder: Path) -> OnnxModel:
+    """A torch model as an ONNX graph."""
+    path = folder / "original.onnx"
+    densify.export(model, path, example=shape, overwrite=True)
+    return OnnxModel.load(path)
+
+
+def run(model: ir.Model, x: Tensor, *, optimised: bool = True) -> dict[str, Tensor]:
+    """A graph in ONNX Runtime on one input, as the graph takes it."""
+    options = onnxruntime.SessionOptions()
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+    names = [value.name for value in session.get_outputs()]
+    made = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    return {name: torch.from_numpy(value) for name, value in zip(names, made, strict=True)}
+
+
+def as_converted(source: OnnxModel, dense: Dense) -> tuple[Reading, Plan]:
+    """The plan of an exported graph in which the strides are removed that were removed in the torch network.
+
+    Raises:
+        ValueError: the export has other strided ops, in another order.
+    """
+    reading = read(source.graph, source.shape_at(dense.options.shape[1:]))
+    mine, theirs = _strided(dense.plan.network), _strided(survey(reading.network).network)
+    if [_strides(site) for site in mine] != [_strides(site) for site in theirs]:
+        raise ValueError("the exporter wrote other strided ops")
+    names = {one.key: other.key for one, other in zip(mine, theirs, strict=True)}
+    chosen = frozenset((names[key], axis) for key, axis in dense.plan.chosen)
+    return reading, walk(reading.network, chosen, merge=dense.plan.merge)
+
+
+def written(source: OnnxModel, reading: Reading, plan: Plan, form: str, **options: Any) -> ir.Model:
+    """The dense graph of a plan."""
+    return FORMS[form](source.copy(), reading, plan, **options).run()
+
+
+def _strided(network: Network) -> list[Site]:
+    return [site for site in network.sites.values() if isinstance(site.op, Windowed) and site.op.strided]
+
+
+def _strides(site: Site) -> list[int]:
+    assert isinstance(site.op, Windowed)
+    return [window.stride for window in site.op.windows]

@@ -1,0 +1,242 @@
+"""Operators as Keras, Paddle and old exporters write them: laws 1 to 4 in ONNX Runtime, odd and non-square sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from laws.onnx import Node, graph, integers
+
+from densify.graphs.onnx.layers import windows
+from densify.onnx_conversion import OnnxModel, convert_onnx, inverse_onnx, metadata_of
+from densify.onnx_verification import legal, verify_onnx_laws
+from densify.samples import Sample
+
+SIZES = ((17, 22), (24, 19), (33, 30))
+CONV: Node = ("Conv", ["input", "first"], ["a"], {"pads": [1, 1, 1, 1]})
+LAST: Node = ("Conv", ["b", "last"], ["output"], {})
+WEIGHTS = {"first": integers(4, 3, 3, 3), "last": integers(2, 4, 2, 3, seed=1)}
+OPEN = ("N", 3, "H", "W")
+
+
+def between(*nodes: Node, opset: int = 17, last: Node = LAST, **weights: Any) -> OnnxModel:
+    """A convolution, these nodes from "a" to "b", and another convolution."""
+    return graph([CONV, *nodes, last], {**WEIGHTS, **weights}, OPEN, opset=opset)
+
+
+def op(kind: str, *inputs: str, out: str = "b", **attributes: Any) -> Node:
+    return (kind, ["a", *inputs], [out], attributes)
+
+
+def check(source: OnnxModel, size: Sequence[int] = (3, 17, 22), **choice: Any) -> None:
+    """The laws at every size that the graph takes, in both forms; and the way back."""
+    choice = choice or {"output_stride": 1}
+    for form in ("dilated", "fragments"):
+        dense = convert_onnx(source, size, **choice, form=form)
+        assert dense.plan.chosen
+        images = [torch.from_numpy(integers(2, size[0], *one, seed=7)) for one in SIZES]
+        samples = [Sample(str(list(x.shape)), x) for x in images if legal(source, tuple(x.shape), dense)]
+        assert samples
+        report = verify_onnx_laws(None, dense, samples)
+        assert report, report.failed
+        assert {check.law for check in report.checks} >= {"weights", "grid", "size", "phases"}
+    dense.graph.metadata_props.update(metadata_of(dense))
+    back = inverse_onnx(OnnxModel(dense.graph, "dense.onnx"))
+    assert [str(node) for node in back.graph.graph] == [str(node) for node in source.graph.graph]
+
+
+POOLS: dict[str, Node] = {
+    "max": op("MaxPool", kernel_shape=[2, 3], strides=[2, 2]),
+    "max padded": op("MaxPool", kernel_shape=[3, 3], strides=[2, 3], pads=[1, 0, 1, 1]),
+    "max ceil": op("MaxPool", kernel_shape=[3, 2], strides=[2, 2], ceil_mode=1, pads=[1, 0, 1, 1]),
+    "max dilated": op("MaxPool", kernel_shape=[3, 2], strides=[2, 2], dilations=[2, 3]),
+    "max same upper": op("MaxPool", kernel_shape=[3, 3], strides=[2, 3], auto_pad="SAME_UPPER"),
+    "max same lower": op("MaxPool", kernel_shape=[2, 3], strides=[2, 2], auto_pad="SAME_LOWER"),
+    "max valid": op("MaxPool", kernel_shape=[3, 3], strides=[2, 2], auto_pad="VALID"),
+    "average": op("AveragePool", kernel_shape=[2, 3], strides=[2, 2]),
+    "average padded": op("AveragePool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 0, 1]),
+    "average with padding": op(
+        "AveragePool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 0], count_include_pad=1
+    ),
+    "average ceil": op("AveragePool", kernel_shape=[3, 2], strides=[2, 3], ceil_mode=1),
+    "average same upper": op("AveragePool", kernel_shape=[3, 2], strides=[2, 2], auto_pad="SAME_UPPER"),
+    "average same lower": op("AveragePool", kernel_shape=[3, 2], strides=[3, 2], auto_pad="SAME_LOWER"),
+    "power": op("LpPool", kernel_shape=[2, 2], strides=[2, 2], p=2),
+    "power of 1": op("LpPool", kernel_shape=[3, 2], strides=[2, 2], p=1),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_poolings(name: str) -> None:
+    check(between(POOLS[name]))
+
+
+@pytest.mark.parametrize("pad", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+@pytest.mark.parametrize("stride", [2, 3])
+def test_convolutions_with_automatic_padding(pad: str, stride: int) -> None:
+    strided = op("Conv", "k", strides=[stride, 2], auto_pad=pad)
+    check(between(strided, k=integers(4, 4, 3, 4, seed=2)))
+    again = ("Conv", ["b", "k"], ["c"], {"strides": [2, stride], "auto_pad": pad})
+    last: Node = ("Conv", ["c", "last"], ["output"], {})
+    check(between(strided, again, last=last, k=integers(4, 4, 3, 4, seed=2)), (3, 33, 41))
+
+
+BETWEEN: dict[str, tuple[list[Node], dict[str, Any]]] = {
+    "normalised": (
+        [op("BatchNormalization", "scale", "bias", "mean", "var", out="c"), ("Relu", ["c"], ["b"], {})],
+        {"scale": integers(4), "bias": integers(4, seed=3), "mean": integers(4, seed=4), "var": np.full(4, 4.0, "f")},
+    ),
+    "slope": ([op("PRelu", "slope")], {"slope": integers(4, 1, 1)}),
+    "clip": ([op("Clip", "low", "high")], {"low": np.float32(-3), "high": np.float32(3)}),
+    "scaled per channel": ([op("Mul", "scale")], {"scale": integers(1, 4, 1, 1, seed=5)}),
+    "local response": ([op("LRN", size=3)], {}),
+    "softmax over channels": ([op("Softmax", axis=1)], {}),
+    "softmax over rows": ([op("Softmax", axis=3)], {}),
+    "instance norm": (
+        [op("InstanceNormalization", "scale", "bias")], {"scale": integers(4), "bias": integers(4, seed=3)}
+    ),
+    "squeezed": (
+        [
+            op("GlobalAveragePool", out="s"), ("Conv", ["s", "k"], ["t"], {}), ("Sigmoid", ["t"], ["u"], {}),
+            ("Mul", ["a", "u"], ["b"], {}),
+        ],
+        {"k": integers(4, 4, 1, 1, seed=2)},
+    ),
+    "mean over space": (
+        [op("ReduceMean", axes=[2, 3], keepdims=1, out="s"), ("Sub", ["a", "s"], ["b"], {})], {},
+    ),
+    "padded": ([op("Pad", "pads")], {"pads": np.array([0, 0, 1, 2, 0, 0, 3, 0])}),
+    "reflected": ([op("Pad", "pads", mode="reflect")], {"pads": np.array([0, 0, 1, 2, 0, 0, 1, 1])}),
+    "repeated edges": ([op("Pad", "pads", mode="edge")], {"pads": np.array([0, 0, 1, 2, 0, 0, 1, 1])}),
+    "cropped": (
+        [op("Slice", "starts", "ends", "axes")],
+        {"starts": np.array([1, 0]), "ends": np.array([2**31 - 1, -2]), "axes": np.array([2, 3])},
+    ),
+    "some channels": (
+        [op("Slice", "starts", "ends", "axes", out="c"), ("Concat", ["c", "c"], ["d"], {"axis": 1}),
+         ("Concat", ["d", "c"], ["e"], {"axis": 1}), ("Conv", ["e", "k"], ["b"], {})],
+        {"starts": np.array([1]), "ends": np.array([3]), "axes": np.array([1]), "k": integers(4, 6, 1, 1)},
+    ),
+    "split": (
+        [("Split", ["a"], ["c", "d"], {"axis": 1}), ("Relu", ["c"], ["e"], {}),
+         ("Concat", ["d", "e"], ["b"], {"axis": 1})], {},
+    ),
+    "rolled": (
+        [op("Slice", "zero", "three", "rows", out="c"), op("Slice", "three", "end", "rows", out="d"),
+         ("Concat", ["d", "c"], ["b"], {"axis": 2})],
+        {"zero": np.array([0]), "three": np.array([3]), "end": np.array([2**62]), "rows": np.array([2])},
+    ),
+    "channels last": (
+        [op("Transpose", perm=[0, 2, 3, 1], out="c"), ("MatMul", ["c", "k"], ["d"], {}), ("Add", ["d", "v"], ["e"], {}),
+         ("Softmax", ["e"], ["f"], {"axis": -1}), ("Transpose", ["f"], ["b"], {"perm": [0, 3, 1, 2]})],
+        {"k": integers(4, 4, seed=5), "v": integers(4, seed=6)},
+    ),
+    "doubled": (
+        [op("Resize", "", "scales", mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+            out="c"), ("MaxPool", ["c"], ["b"], {"kernel_shape": [2, 2], "strides": [2, 2]})],
+        {"scales": np.array([1, 1, 2, 2], "f")},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_operators_behind_a_removed_stride(name: str) -> None:
+    nodes, weights = BETWEEN[name]
+    pool: Node = ("MaxPool", ["p"], ["a"], {"kernel_shape": [2, 2], "strides": [2, 2]})
+    first: Node = ("Conv", ["input", "first"], ["p"], {"pads": [1, 1, 1, 1]})
+    check(graph([first, pool, *nodes, LAST], {**WEIGHTS, **weights}, OPEN))
+
+
+def _keras(batch: str | int, *spatial: str | int) -> OnnxModel:
+    """A classifier as tf2onnx writes it: channels last outside, a flatten in that order, MatMul and Add."""
+    nodes: list[Node] = [
+        ("Transpose", ["input"], ["x"], {"perm": [0, 3, 1, 2]}),
+        ("Conv", ["x", "first"], ["a"], {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+        ("Relu", ["a"], ["c"], {}),
+        ("MaxPool", ["c"], ["d"], {"kernel_shape": [2, 2], "strides": [2, 2], "auto_pad": "VALID"}),
+        ("Transpose", ["d"], ["e"], {"perm": [0, 2, 3, 1]}),
+        ("Reshape", ["e", "flat"], ["f"], {}),
+        ("MatMul", ["f", "k"], ["g"], {}),
+        ("Add", ["g", "v"], ["h"], {}),
+        ("Softmax", ["h"], ["output"], {"axis": 1}),
+    ]
+    weights = {
+        "first": integers(4, 3, 3, 3), "flat": np.array([-1, 80]), "k": integers(80, 5, seed=2), "v": integers(5),
+    }  # fmt: skip
+    return graph(nodes, weights, (batch, *spatial, 3), opset=11)
+
+
+@pytest.mark.parametrize("shape", [("N", "H", "W"), (1, 17, 22)])
+def test_a_keras_classifier(shape: tuple[str | int, ...]) -> None:
+    source = _keras(*shape)
+    for form in ("dilated", "fragments"):
+        dense = convert_onnx(source, (3, 17, 22), output_stride=1, form=form)
+        sizes = [(1, 3, 17, 22)] if shape[0] == 1 else [(2, 3, 17, 22), (1, 3, 33, 30)]
+        samples = [Sample(str(size), torch.from_numpy(integers(*size, seed=8))) for size in sizes]
+        report = verify_onnx_laws(None, dense, samples)
+        assert report, report.failed
+        assert "head" in {check.law for check in report.checks}
+
+
+@pytest.mark.parametrize(
+    ("mode", "coordinates", "rounding"),
+    [
+        ("nearest", "asymmetric", "floor"), ("nearest", "half_pixel", "round_prefer_floor"),
+        ("linear", "half_pixel", "floor"), ("linear", "align_corners", "floor"), ("linear", "asymmetric", "floor"),
+        ("cubic", "half_pixel", "floor"), ("cubic", "pytorch_half_pixel", "floor"),
+    ],
+)  # fmt: skip
+def test_resize_in_its_coordinate_modes(mode: str, coordinates: str, rounding: str) -> None:
+    """Between two joins of maps, where the density of the other one stays."""
+    pool: Node = op("MaxPool", kernel_shape=[2, 2], strides=[2, 2], out="p")
+    again: Node = ("MaxPool", ["p"], ["q"], {"kernel_shape": [2, 2], "strides": [2, 2]})
+    resize: Node = (
+        "Resize", ["q", "", "scales"], ["r"],
+        {"mode": mode, "coordinate_transformation_mode": coordinates, "nearest_mode": rounding},
+    )  # fmt: skip
+    join: Node = ("Concat", ["r", "q2"], ["b"], {"axis": 1})
+    crop: Node = ("Conv", ["p", "k"], ["q2"], {})
+    last: Node = ("Conv", ["b", "wide"], ["output"], {})
+    weights = {"scales": np.array([1, 1, 2, 2], "f"), "k": integers(4, 4, 1, 1, seed=3), "wide": integers(2, 8, 1, 1)}
+    source = graph([CONV, pool, again, resize, crop, join, last], {**WEIGHTS, **weights}, OPEN)
+    dense = convert_onnx(source, (3, 16, 24), output_stride=1)
+    samples = [Sample(str(s), torch.from_numpy(integers(1, 3, *s, seed=9))) for s in ((16, 24), (32, 20))]
+    report = verify_onnx_laws(None, dense, samples)
+    assert report, report.failed
+    assert dense.plan.merges
+
+
+@pytest.mark.parametrize("opset", [9, 10, 11, 13, 18, 21])
+def test_old_and_new_opsets(opset: int) -> None:
+    pads = {"pads": [0, 0, 1, 1, 0, 0, 1, 1]} if opset < 11 else {}
+    given = ["pads"] if opset >= 11 else []
+    weights: dict[str, Any] = {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])} if given else {}
+    pool: Node = op("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], out="p")
+    pad: Node = ("Pad", ["p", *given], ["b"], pads)
+    check(between(pool, pad, opset=opset, **weights))
+
+
+def test_the_opset_is_raised_only_where_an_operator_needs_it() -> None:
+    pool: Node = op("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
+    again: Node = ("MaxPool", ["b"], ["output"], {"kernel_shape": [2, 2], "strides": [2, 2]})
+    once, twice = between(pool, opset=9), between(pool, opset=9, last=again)
+    assert convert_onnx(once, (3, 17, 22), layers=[]).opset == 9
+    assert convert_onnx(twice, (3, 17, 22), output_stride=1).opset == 10
+
+
+def _filled(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x, found, fill: right(x, found, -0.5)
+
+
+def test_a_wrong_padding_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number instead of -inf in front of a max pooling of smaller ones."""
+    pool = {"kernel_shape": [3, 3], "strides": [3, 3], "pads": [1, 1, 1, 1]}
+    nodes: list[Node] = [op("Abs", out="c"), ("Neg", ["c"], ["d"], {}), ("MaxPool", ["d"], ["e"], pool)]
+    source = between(*nodes, ("MaxPool", ["e"], ["b"], pool))
+    check(source)
+    monkeypatch.setattr(windows, "padded", _filled(windows.padded))
+    with pytest.raises(AssertionError):
+        check(source)
