@@ -241,7 +241,7 @@ def test_a_file_that_is_no_original(dense: Path, tmp_path: Path, out: Path) -> N
     weights = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], [1.0])
     graph.initializer.append(weights)
     onnx.save(onnx.helper.make_model(graph), tmp_path / "foreign.onnx")
-    refused(densify("convert", tmp_path / "foreign.onnx", *target), 3, "ONNX files is not supported yet", out=out)
+    refused(densify("convert", tmp_path / "foreign.onnx", *target), 2, "name an .onnx file", out=out)
 
 
 def test_inverse_and_verify_want_files_of_densify(out: Path) -> None:

@@ -77,11 +77,28 @@ def convert(
     voice = o.Voice(json, verbose, quiet)
 
     from densify.cli import checking
-    from densify.cli.models import Asked, refuse_file, with_preprocessing
+    from densify.cli.models import Asked, is_graph, refuse_file, with_preprocessing
     from densify.cli.models import input_size as known_size
     from densify.recipe import Options
 
     onnx = checking.onnx_options(target, opset, outputs)
+    if is_graph(model):
+        from densify.cli import graphs
+
+        given: dict[str, object] = {
+            "--weights": weights,
+            "--pretrained": pretrained,
+            "--init": init,
+            "--model-arg": model_arg,
+        }
+        given |= {"--dtype": dtype, "--device": device != "cpu", "--opset": opset, "--half": half}
+        graphs.refuse_options(model, given)
+        how = o.rewriting(padding, head, form, merge)
+        graphs.convert(
+            model, picked, size, (means, stds), how, outputs, run, voice, target=onnx.target, static=static,
+            overwrite=overwrite, dry_run=dry_run, keep_failed=keep_failed,
+        )  # fmt: skip
+        return
     refuse_file(model)
     asked = Asked(model, weights, pretrained, init, seed, tuple(model_arg or ()))
     found = with_preprocessing(asked.resolve(), means, stds)

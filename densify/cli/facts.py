@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import gcd
 from typing import Any
 
@@ -30,15 +31,21 @@ Facts = dict[str, Any]
 
 def layers(plan: Plan, model: nn.Module, *, every: bool = False) -> list[Facts]:
     """One entry per layer that moves or joins samples; pointwise ones too where `every` asks."""
+    modules = dict(model.named_modules())
+    return graph_layers(plan, {n: sum(p.numel() for p in m.parameters()) for n, m in modules.items()}, every=every)
+
+
+def graph_layers(plan: Plan, parameters: Mapping[str, int], *, every: bool = False) -> list[Facts]:
+    """As :func:`layers`, with the number of parameters by the layer's name; one without is a function."""
     skipped = () if every else (Pointwise, Channelwise, Rows)
     return [
-        _layer(step, model)
+        _layer(step, parameters)
         for step in plan.steps.values()
         if step.site.op is not None and not isinstance(step.site.op, skipped)
     ]
 
 
-def _layer(step: Step, model: nn.Module) -> Facts:
+def _layer(step: Step, parameters: Mapping[str, int]) -> Facts:
     site, axes = step.site, step.map.axes
     windows = site.op.windows if isinstance(site.op, Windowed) else ()
     fields = [axis.field for axis in axes]
@@ -53,15 +60,9 @@ def _layer(step: Step, model: nn.Module) -> Facts:
         "output": None if site.shape is None else list(site.shape),
         "step": [number(axis.step) for axis in axes],
         "receptive_field": [None if field is None else field.extent for field in fields],
-        "parameters": _parameters(model, site.layer),
+        "parameters": parameters.get(site.layer, 0),
         "where": site.where,
     }
-
-
-def _parameters(model: nn.Module, name: str) -> int:
-    """Of the module of that name; a function has none."""
-    modules = dict(model.named_modules())
-    return sum(p.numel() for p in modules[name].parameters()) if name in modules else 0
 
 
 def plan_facts(plan: Plan) -> Facts:

@@ -28,10 +28,16 @@ def inspect(
     size, voice = o.size(input_size), o.Voice(json, verbose, quiet)
 
     from densify.cli.facts import layers
-    from densify.cli.models import Asked, surveyed
+    from densify.cli.models import Asked, is_graph, surveyed
     from densify.conversion import inspect as survey
     from densify.display import show_layers
 
+    if is_graph(model):
+        from densify.cli import graphs
+
+        graphs.refuse_options(model, {"--model-arg": model_arg})
+        graphs.inspect(model, size, voice)
+        return
     built, wanted = surveyed(Asked(model, arguments=tuple(model_arg or ())), size, reference, trust_code)
     geometry = survey(built, (1, *wanted))
     found = layers(geometry, built, every=verbose)

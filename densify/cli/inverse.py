@@ -67,9 +67,19 @@ def inverse(
     voice = o.Voice(json, verbose, quiet)
 
     from densify.cli import checking
+    from densify.cli.models import is_graph
     from densify.conversion import inverse as back
 
     onnx = checking.onnx_options(target, opset, outputs)
+    if is_graph(dense):
+        from densify.cli import graphs
+
+        given = {"--dtype": dtype, "--device": device != "cpu", "--opset": opset, "--target": target}
+        graphs.refuse_options(dense, given | {"--static": static, "--half": half})
+        graphs.inverse(
+            dense, weights, outputs, run, voice, overwrite=overwrite, dry_run=dry_run, keep_failed=keep_failed
+        )
+        return
     voice.say(f"reading {dense}")
     network, recipe = _dense(dense, model, trust_code)
     changed = _changes(recipe, network, weights)

@@ -13,7 +13,7 @@ from torch import nn
 
 from densify.checkpoint import original, recipe_of, restore
 from densify.cli.options import Init, Run, Voice
-from densify.errors import ConversionError, DensifyError, UsageError
+from densify.errors import DensifyError, UsageError
 from densify.onnx_file import read_onnx_weights
 from densify.recipe import Recipe
 from densify.reference import ModelReference, is_folder, parse_model_args, resolve
@@ -81,6 +81,15 @@ def is_file(text: str) -> bool:
     return Path(text).suffix.lower() in WEIGHT_SUFFIXES and not is_folder(text)
 
 
+def is_graph(text: str) -> bool:
+    """Whether an argument is an ONNX file that is read as a graph: it names no torch code that made it."""
+    if not is_file(text) or not text.lower().endswith(".onnx"):
+        return False
+    from densify.onnx_conversion import is_graph as holds_graph
+
+    return holds_graph(Path(text))
+
+
 def read_file(path: Path | str) -> Weights:
     """A checkpoint, of an ONNX file the counters and tied tensors too; errors as `read_weights`."""
     path = Path(path)
@@ -93,17 +102,11 @@ def refuse_file(text: str) -> None:
     """Refuse to convert a file, and say what to do.
 
     Raises:
-        ConversionError: an ONNX model that densify did not write.
         UsageError: a checkpoint, or what densify wrote.
     """
     if not is_file(text):
         return
     weights = read_file(text)
-    if weights.recipe is None and text.lower().endswith(".onnx"):
-        raise ConversionError(
-            f"{text}: converting ONNX files is not supported yet; give the torch model as a reference "
-            "(torchvision:NAME, timm:NAME, file.py:factory or package.module:factory) with --weights FILE"
-        )
     if weights.recipe is None:
         raise UsageError(
             f"{text}: a checkpoint holds no model; give the model's reference, and the checkpoint with --weights {text}"

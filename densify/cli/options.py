@@ -60,7 +60,7 @@ class DType(StrEnum):
     bfloat16 = "bfloat16"
 
 
-_MODEL = "torchvision:NAME, timm:NAME, a timm folder, path/to/file.py:factory or package.module:factory"
+_MODEL = "torchvision:NAME, timm:NAME, a timm folder, path/to/file.py:factory, package.module:factory or FILE.onnx"
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL}.", show_default=False)]
 SurveyedArgument = Annotated[

@@ -36,10 +36,16 @@ def plan(
     size, voice = o.size(input_size), o.Voice(json, verbose, quiet)
 
     from densify.cli.facts import plan_facts
-    from densify.cli.models import Asked, surveyed
+    from densify.cli.models import Asked, is_graph, surveyed
     from densify.conversion import plan as made
     from densify.display import show_plan
 
+    if is_graph(model):
+        from densify.cli import graphs
+
+        graphs.refuse_options(model, {"--model-arg": model_arg})
+        graphs.plan(model, picked, size, how, voice)
+        return
     built, wanted = surveyed(Asked(model, arguments=tuple(model_arg or ())), size, reference, trust_code)
     chosen = {"start": picked.start, "layers": picked.layers, "output_stride": picked.output_stride}
     found = made(built, (1, *wanted), **chosen, **how)  # type: ignore[arg-type]

@@ -83,8 +83,15 @@ def verify(
     voice = o.Voice(json, verbose, quiet)
 
     from densify.cli import checking
-    from densify.cli.models import Asked, is_file
+    from densify.cli.models import Asked, is_file, is_graph
 
+    texts = [text for text in (a, b) if text is not None]
+    if any(map(is_graph, texts)):
+        from densify.cli import graphs
+
+        graphs.refuse_options(a, {"--dtype": dtype, "--device": device != "cpu", "--weights": weights})
+        graphs.verify(texts, run, voice)
+        return
     asked = {
         text: Asked(text, weights, pretrained, init, seed, tuple(model_arg or ()))
         for text in (a, b)

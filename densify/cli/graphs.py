@@ -1,0 +1,306 @@
+"""The commands on ONNX files of which no torch code is known: the same work, done on the graph."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import typer
+
+from densify.cli.facts import graph_layers, plan_facts
+from densify.cli.options import Run, Voice
+from densify.cli.running import emit
+from densify.errors import UsageError
+from densify.files import write_all
+from densify.onnx_conversion import (
+    DenseOnnx,
+    OnnxConversion,
+    OnnxModel,
+    build_for,
+    inverse_onnx,
+    metadata_of,
+    opened,
+    options_of,
+    origin_of,
+    reference_shape,
+    survey_onnx,
+    write_checked,
+)
+from densify.onnx_file import to_torch
+from densify.onnx_graph import fold_sizes
+from densify.onnx_verification import legal, same_outputs, verify_onnx_laws
+from densify.samples import Sample, random_inputs, read_samples, verification_sizes
+from densify.weights import RECIPE_KEY
+
+if TYPE_CHECKING:
+    from densify.choose import Choice
+    from densify.comparison import Report
+    from densify.targets import Target
+
+_MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def refuse_options(text: str, given: Mapping[str, object]) -> None:
+    """Refuse what has no meaning for an ONNX file.
+
+    Raises:
+        UsageError: naming the options.
+    """
+    asked = [name for name, value in given.items() if value]
+    if asked:
+        raise UsageError(f"{text}: an ONNX file brings its own weights and precision; leave {' and '.join(asked)} out")
+
+
+def check_outputs(text: str, outputs: Sequence[Path]) -> None:
+    """Refuse outputs in another format.
+
+    Raises:
+        UsageError: naming the first of them.
+    """
+    for path in outputs:
+        if path.suffix.lower() != ".onnx":
+            raise UsageError(f"{path}: what is made of {text} is a graph; name an .onnx file")
+
+
+# ---- commands ------------------------------------------------------------------------------------
+
+
+def convert(
+    text: str,
+    choice: Choice,
+    size: Sequence[int] | None,
+    preprocessing: tuple[Sequence[float] | None, Sequence[float] | None],
+    how: Mapping[str, Any],
+    outputs: Sequence[Path],
+    run: Run,
+    voice: Voice,
+    *,
+    target: Target,
+    static: bool,
+    overwrite: bool,
+    dry_run: bool,
+    keep_failed: bool,
+) -> None:
+    """`densify convert` of an ONNX file."""
+    check_outputs(text, outputs)
+    voice.say(f"reading {text}")
+    source = OnnxModel.load(text)
+    if source.recipe is not None and source.recipe.kind == "dense":
+        raise UsageError(f"{text}: is dense already; convert its original (densify inverse {shlex.quote(text)} -o ...)")
+    origin = origin_of(source)
+    mean, std = (
+        own if asked is None else tuple(asked)
+        for asked, own in zip(preprocessing, (origin.mean, origin.std), strict=True)
+    )
+    if static:
+        source = source.fixed(source.shape_at(size))
+    options = options_of(source, size, **asdict(choice), **how)
+    voice.say("converting")
+    dense = build_for(source, options, replace(origin, mean=mean, std=std), target)
+    if static:
+        fold_sizes(dense.graph)
+    if dense.options.form != how["form"]:
+        voice.say(f"in the {dense.options.form} form, as the target {target.name} takes it")
+    if dense.opset != source.opset:
+        voice.say(f"opset {source.opset} -> {dense.opset}: what is written needs it")
+    samples = inputs(run, dense)
+    voice.say(f"verifying on {', '.join(sample.name for sample in samples)}")
+    report = verify_onnx_laws(None, dense, samples, rtol=run.rtol, atol=run.atol)
+    written = []
+    if report or keep_failed:
+        dense.graph.metadata_props.update(metadata_of(dense))
+        written = _write(dense.graph, outputs, voice, overwrite=overwrite, dry_run=dry_run)
+    from densify.display import show_conversion
+
+    document = {
+        "command": "convert",
+        "model": text,
+        "chosen": list(dense.plan.layers),
+        "lattices": {name: [axis._asdict() for axis in axes] for name, axes in dense.lattices.items()},
+        "merged": {name: axes.merged for name, axes in dense.lattices.items()},
+        "positions": {name: [axis._asdict() for axis in axes] for name, axes in dense.positions.items()},
+        "written": written,
+        **report.to_dict(),
+    }
+    emit(voice, document, lambda: show_conversion(document, verbose=voice.verbose))
+    _judge(report, written, voice)
+    if written:
+        file = Path(written[0])
+        back = shlex.quote(str(file.with_name(f"{file.stem}-dpoa.onnx")))
+        voice.next(f"densify verify {shlex.quote(str(file))}", f"densify inverse {shlex.quote(str(file))} -o {back}")
+
+
+def inverse(
+    text: str,
+    source: Path | None,
+    outputs: Sequence[Path],
+    run: Run,
+    voice: Voice,
+    *,
+    overwrite: bool,
+    dry_run: bool,
+    keep_failed: bool,
+) -> None:
+    """`densify inverse` of a dense file that was made from an ONNX file."""
+    check_outputs(text, outputs)
+    voice.say(f"reading {text}")
+    dense = opened(OnnxModel.load(text))
+    recipe, changed = dense.recipe, _changes(dense, source)
+    samples = inputs(run, dense)
+    voice.say(f"verifying on {', '.join(sample.name for sample in samples)}")
+    report = verify_onnx_laws(None, dense, samples, rtol=run.rtol, atol=run.atol)
+    written = []
+    if report or keep_failed:
+        graph = dense.source.copy()
+        graph.metadata_props[RECIPE_KEY] = recipe.of_kind("dpoa").to_json()
+        written = _write(graph, outputs, voice, overwrite=overwrite, dry_run=dry_run)
+    from densify.display import show_inverse
+
+    document = {
+        "command": "inverse",
+        "dense": text,
+        "model": recipe.origin.model,
+        "parameters": len(recipe.origin.tensors),
+        "changed": changed,
+        "written": written,
+        **report.to_dict(),
+    }
+    emit(voice, document, lambda: show_inverse(document, verbose=voice.verbose))
+    _judge(report, written, voice)
+    if written:
+        voice.next(f"densify verify {shlex.quote(written[0])} {shlex.quote(text)}")
+
+
+def verify(texts: Sequence[str], run: Run, voice: Voice) -> None:
+    """`densify verify` of one or two ONNX files."""
+    files = []
+    for text in texts:
+        voice.say(f"reading {text}")
+        files.append(OnnxModel.load(text))
+    dense = [opened(file) for file in files if file.is_dense]
+    plain = [file for file in files if not file.is_dense]
+    if len(dense) > 1:
+        raise UsageError(f"{texts[0]} and {texts[1]}: both are dense; compare one of them with its original")
+    if dense:
+        samples = inputs(run, dense[0])
+        voice.say(f"verifying on {', '.join(sample.name for sample in samples)}")
+        report = verify_onnx_laws(plain[0] if plain else None, dense[0], samples, rtol=run.rtol, atol=run.atol)
+    elif len(plain) == 2:
+        size = plain[0].recipe.options.shape[1:] if plain[0].recipe is not None else None
+        samples = _inputs_of(run, plain[0], reference_shape(plain[0], size), None, None)
+        report = same_outputs(plain[0], plain[1], samples, rtol=run.rtol, atol=run.atol)
+    else:
+        raise UsageError(f"{texts[0]}: is an original; name the dense file, or another original, to compare with")
+    from densify.display import show_report
+
+    document = {"command": "verify", "compared": list(texts), **report.to_dict()}
+    emit(voice, document, lambda: show_report(document, verbose=voice.verbose))
+    if not report:
+        raise typer.Exit(1)
+
+
+def inspect(text: str, size: Sequence[int] | None, voice: Voice) -> None:
+    """`densify inspect` of an ONNX file."""
+    source, known = _original(text)
+    size = size or known
+    geometry = survey_onnx(source, size)
+    found = graph_layers(geometry, source.parameters, every=voice.verbose)
+    from densify.display import show_layers
+
+    document = {
+        "command": "inspect",
+        "model": text,
+        "input_size": list(reference_shape(source, size)[1:]),
+        "parameters": source.total,
+        "layers": found,
+    }
+    emit(voice, document, lambda: show_layers(document))
+    if any(layer["strided"] for layer in found):
+        name = shlex.quote(text)
+        voice.next(f"densify plan {name} --start LAYER", f"densify plan {name} --output-stride 8")
+
+
+def plan(text: str, choice: Choice, size: Sequence[int] | None, how: Mapping[str, Any], voice: Voice) -> None:
+    """`densify plan` of an ONNX file."""
+    source, known = _original(text)
+    options = options_of(source, size or known, **asdict(choice), **how)
+    made = OnnxConversion(source, options).plan
+    from densify.display import show_plan
+
+    document = {"command": "plan", "model": text, "input_size": list(options.shape[1:]), **plan_facts(made)}
+    emit(voice, document, lambda: show_plan(document))
+
+
+# ---- parts of them -------------------------------------------------------------------------------
+
+
+def _original(text: str) -> tuple[OnnxModel, tuple[int, ...] | None]:
+    """A file as an original, and its reference size where it tells: of a dense one what it was made from."""
+    file = OnnxModel.load(text)
+    known = None if file.recipe is None else file.recipe.options.shape[1:]
+    return (inverse_onnx(file) if file.is_dense else file), known
+
+
+def inputs(run: Run, dense: DenseOnnx) -> list[Sample]:
+    """What to verify on: the given samples, else random inputs of several sizes, where the graph takes them."""
+    return _inputs_of(run, dense.source, dense.options.shape, dense.origin, dense)
+
+
+def _inputs_of(run: Run, source: OnnxModel, shape: Sequence[int], origin: Any, dense: DenseOnnx | None) -> list[Sample]:
+    dtype = source.dtype
+    if run.samples:
+        mean, std = (None, None) if origin is None else (origin.mean, origin.std)
+        return read_samples(run.samples, shape[1:], mean, std, dtype)
+    sizes = [
+        near
+        for size in verification_sizes(tuple(shape[2:]))
+        if (near := _nearest(source, (shape[0], shape[1], *size), dense)) is not None
+    ]
+    found = random_inputs(tuple(shape[1:]), list(dict.fromkeys(sizes)) or [tuple(shape[2:])], run.seed, dtype)
+    last = found[-1]
+    if legal(source, (2 * shape[0], *last.tensor.shape[1:]), dense):
+        found[-1] = Sample(f"{last.name}, batch {2 * shape[0]}", torch.cat([last.tensor, last.tensor.flip(-1)]))
+    elif shape[0] > 1:
+        found = [replace(one, tensor=torch.cat([one.tensor] * shape[0])) for one in found]
+    return found
+
+
+def _nearest(source: OnnxModel, shape: Sequence[int], dense: DenseOnnx | None) -> tuple[int, ...] | None:
+    """The spatial sizes rounded up to multiples of the least power of 2 that the graph takes; None where none does."""
+    for step in _MULTIPLES:
+        near = tuple(-(-n // step) * step for n in shape[2:])
+        if legal(source, (*shape[:2], *near), dense):
+            return near
+    return None
+
+
+def _write(graph: Any, outputs: Sequence[Path], voice: Voice, *, overwrite: bool, dry_run: bool) -> list[str]:
+    """Write a graph to all outputs or none, each checked as a file before it appears."""
+    if dry_run:
+        return []
+
+    write_all(dict.fromkeys(outputs, partial(write_checked, graph)), overwrite=overwrite)
+    for path in outputs:
+        voice.say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    return [str(path) for path in outputs]
+
+
+def _judge(report: Report, written: Sequence[str], voice: Voice) -> None:
+    if not report:
+        voice.say("verification failed: " + ("the files were kept" if written else "nothing was written"))
+        raise typer.Exit(1)
+
+
+def _changes(dense: DenseOnnx, source: Path | None) -> list[dict[str, Any]]:
+    from densify.checkpoint import changes
+
+    state = {name: to_torch(tensor) for name, tensor in dense.source.weights.items()}
+    given = None
+    if source is not None:
+        given = {name: to_torch(tensor) for name, tensor in OnnxModel.load(source).weights.items()}
+    return [asdict(change) for change in changes(dense.recipe, state, given)]

@@ -1,0 +1,185 @@
+"""The commands on ONNX files: convert, verify, inverse, inspect, plan, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from cli import densify
+from laws.onnx import Node, graph, integers
+from runtimes import sessions
+
+from densify.graphs.onnx.layers import windows
+from densify.onnx_conversion import ORIGINAL_KEY, OnnxModel
+from densify.onnx_file import save_onnx
+from densify.targets import find, refusals
+
+NODES: list[Node] = [
+    ("Conv", ["input", "stem"], ["a"], {"strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    ("Relu", ["a"], ["c"], {}),
+    ("MaxPool", ["c"], ["pool"], {"kernel_shape": [2, 2], "strides": [2, 2]}),
+    ("Conv", ["pool", "last"], ["d"], {}),
+    ("GlobalAveragePool", ["d"], ["e"], {}),
+    ("Flatten", ["e"], ["f"], {}),
+    ("Gemm", ["f", "fc", "bias"], ["output"], {"transB": 1}),
+]
+WEIGHTS = {
+    "stem": integers(4, 3, 3, 3),
+    "last": integers(6, 4, 3, 3, seed=1),
+    "fc": integers(5, 6, seed=2),
+    "bias": integers(5),
+}
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    path = tmp_path / "net.onnx"
+    source = graph(NODES, WEIGHTS, ("N", 3, "H", "W"))
+    save_onnx(source.graph, path)
+    return path
+
+
+def convert(net: Path, *more: str) -> Path:
+    out = net.with_name("dense.onnx")
+    made = densify("convert", net, "--input-size", "3,33,40", "--start", "pool", "-o", out, *more)
+    assert made.status == 0, made.stderr
+    return out
+
+
+def test_convert_verify_inverse(net: Path) -> None:
+    dense = convert(net)
+    made = densify("verify", dense, net, "--json")
+    assert made.status == 0, made.stderr
+    assert {check["law"] for check in made.document["checks"]} == {"weights", "grid", "size", "phases"}
+    assert densify("verify", dense).status == 0
+    back = net.with_name("back.onnx")
+    assert densify("inverse", dense, "-o", back).status == 0
+    assert onnx.load(back).graph == onnx.load(net).graph
+    assert densify("verify", back, net).status == 0
+    assert densify("verify", back, dense).status == 0
+
+
+def test_untouched_nodes_and_initializers_stay_what_they_are(net: Path) -> None:
+    before, after = onnx.load(net).graph, onnx.load(convert(net)).graph
+    assert list(after.initializer) == list(before.initializer)
+    nodes = {node.name: node for node in after.node}
+    same = [node for node in before.node if nodes.get(node.name) == node]
+    assert [node.op_type for node in same] == ["Conv", "Relu"]
+    assert {node.name for node in before.node} - nodes.keys() == {"f", "output"}  # the head became a convolution
+    assert not after.value_info
+
+
+def test_changed_weights_come_back(net: Path) -> None:
+    dense = convert(net)
+    model = onnx.load(dense)
+    changed = integers(4, 3, 3, 3, seed=9)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(changed, "stem"))
+    onnx.save(model, dense)
+    made = densify("inverse", dense, "-o", net.with_name("back.onnx"), "--weights", net, "--json")
+    assert made.status == 0, made.stderr
+    assert [change["name"] for change in made.document["changed"]] == ["stem"]
+    assert made.document["changed"][0]["largest"] > 0
+    back = onnx.load(net.with_name("back.onnx")).graph
+    assert np.array_equal(onnx.numpy_helper.to_array(back.initializer[0]), changed)
+    assert list(back.node) == list(onnx.load(net).graph.node)
+    failed = densify("verify", dense, net)
+    assert failed.status == 1
+    assert "stem" in failed.stdout
+
+
+def test_inspect_and_plan(net: Path) -> None:
+    made = densify("inspect", net, "--input-size", "3,33,40", "--json")
+    layers = {layer["name"]: layer for layer in made.document["layers"]}
+    assert [name for name, layer in layers.items() if layer["strided"]] == ["a", "pool"]
+    assert layers["a"]["parameters"] == 108
+    assert made.document["parameters"] == sum(weight.size for weight in WEIGHTS.values())
+    plan = densify("plan", net, "--input-size", "3,33,40", "--output-stride", 1, "--json").document
+    assert plan["chosen"] == ["a", "pool"]
+    assert plan["outputs"][0]["lattice"] == [{"stride": 4, "offset": 0}] * 2
+    again = densify("plan", convert(net), "--output-stride", 1, "--json").document
+    assert again["changes"] == plan["changes"]
+
+
+def test_metadata_places_the_predictions(net: Path) -> None:
+    said = {entry.key: entry.value for entry in onnx.load(convert(net, "--head", "features")).metadata_props}
+    (axes,) = (output["axes"] for output in json.loads(said["densify.outputs"]).values())
+    assert [(axis["axis"], axis["step"], axis["est"]) for axis in axes] == [(2, 2, 2), (3, 2, 2)]
+
+
+def test_the_options_of_a_conversion(net: Path) -> None:
+    for more in (["--form", "fragments"], ["--padding", "valid"], ["--padding", "same"], ["--head", "average"]):
+        dense = convert(net, *more, "--overwrite")
+        made = densify("verify", dense)
+        assert made.status == 0, (more, made.stdout)
+
+
+def test_a_network_that_fails_is_not_written(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = windows.emax_pool
+    monkeypatch.setattr("densify.graphs.onnx.layers.emax_pool", lambda x, *rest, **named: right(x.op("Neg"), *rest))
+    out = net.with_name("dense.onnx")
+    made = densify("convert", net, "--input-size", "3,35,41", "--output-stride", 1, "-o", out)
+    assert made.status == 1
+    assert not out.exists()
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "no size": (["--start", "pool", "-o", "OUT"], "its reference size is not known"),
+    "no such node": (["--start", "pol", "-o", "OUT", "--input-size", "3,33,40"], "The strided layers are: pool, a"),
+    "another format": (["--start", "pool", "-o", "x.pth", "--input-size", "3,33,40"], "name an .onnx file"),
+    "weights": (["--start", "pool", "-o", "OUT", "--weights", "w.pth"], "brings its own weights"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_asked_for_in_vain(name: str, net: Path) -> None:
+    arguments, reason = REFUSED[name]
+    out = net.with_name("dense.onnx")
+    made = densify("convert", net, *(out if one == "OUT" else one for one in arguments))
+    assert made.status == 2
+    assert reason in " ".join(made.stderr.split())
+    assert not out.exists()
+
+
+def test_a_dense_file_is_not_made_dense_again(net: Path) -> None:
+    made = densify("convert", convert(net), "--output-stride", 1, "-o", net.with_name("again.onnx"))
+    assert made.status == 2
+    assert "is dense already" in made.stderr
+
+
+def test_a_damaged_original_is_refused(net: Path) -> None:
+    dense = convert(net)
+    model = OnnxModel.load(dense)
+    model.graph.metadata_props[ORIGINAL_KEY] = "damaged"
+    save_onnx(model.graph, dense)
+    made = densify("inverse", dense, "-o", net.with_name("back.onnx"))
+    assert made.status == 3
+    assert "is damaged" in made.stderr
+
+
+def test_every_target_and_a_fixed_size(net: Path) -> None:
+    for target in ("ort", "openvino", "tensorrt", "portable"):
+        dense = convert(net, "--target", target, "--overwrite")
+        model = ir.load(dense)
+        assert not refusals(model, find(target))
+        dilated = [n for n in model.graph if set(n.attributes.get_ints("dilations", [1])) != {1}]
+        assert bool(dilated) == (target != "portable")
+        assert all(run_everywhere(dense, (2, 3, 35, 41)))
+    dense = convert(net, "--static", "--overwrite")
+    model = ir.load(dense)
+    assert list(model.graph.inputs[0].shape or ()) == [1, 3, 33, 40]
+    assert not {"Shape", "Range", "Mod"} & {node.op_type for node in model.graph}
+    assert all(run_everywhere(dense, (1, 3, 33, 40)))
+    assert densify("verify", dense).status == 0
+
+
+def run_everywhere(path: Path, shape: tuple[int, ...]) -> list[bool]:
+    """Whether all that runs files agrees with ONNX Runtime without optimisations."""
+    x = integers(*shape, seed=11)
+    found = {name: session(x)[0] for name, session in sessions(path, reference=True)}
+    assert found.keys() >= {"onnx reference", "openvino"}
+    expected = found["onnxruntime, no optimisations"]
+    return [np.allclose(made, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max()) for made in found.values()]

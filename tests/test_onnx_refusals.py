@@ -1,0 +1,160 @@
+"""ONNX files that cannot be read or made dense: what, where and why is said, and nothing is written."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from cli import densify
+from laws.onnx import Node, graph, integers
+from onnx import TensorProto, helper
+
+from densify.errors import ConversionError, DensifyError, RefusedError
+from densify.onnx_conversion import OnnxModel, convert_onnx, survey_onnx
+from densify.onnx_file import save_onnx
+
+WEIGHTS = {"k": integers(4, 3, 3, 3), "last": integers(2, 4, 1, 1)}
+FIRST: Node = ("Conv", ["input", "k"], ["a"], {"pads": [1, 1, 1, 1]})
+POOL: Node = ("MaxPool", ["a"], ["p"], {"kernel_shape": [2, 2], "strides": [2, 2]})
+LAST: Node = ("Conv", ["b", "last"], ["output"], {})
+
+
+def behind_a_pooling(*nodes: Node, **weights: Any) -> OnnxModel:
+    return graph([FIRST, POOL, *nodes, LAST], {**WEIGHTS, **weights}, ("N", 3, "H", "W"))
+
+
+def _branch(kind: str) -> onnx.GraphProto:
+    return helper.make_graph(
+        [helper.make_node(kind, ["p"], ["r"])], kind, [], [helper.make_tensor_value_info("r", TensorProto.FLOAT, None)]
+    )
+
+
+REFUSED: dict[str, tuple[Callable[[], OnnxModel], str]] = {
+    "control flow": (
+        lambda: behind_a_pooling(
+            ("If", ["yes"], ["b"], {"then_branch": _branch("Relu"), "else_branch": _branch("Neg")}), yes=np.array(True)
+        ),
+        "b: control flow decides what becomes of the image",
+    ),
+    "a kernel of the image": (
+        lambda: behind_a_pooling(
+            ("ReduceMean", ["p"], ["m"], {"axes": [0, 2, 3], "keepdims": 1}),
+            ("Reshape", ["m", "shape"], ["w"], {}),
+            ("Conv", ["p", "w"], ["b"], {}),
+            shape=np.array([4, 1, 1, 1]),
+        ),
+        "m: it works across the images of a batch",
+    ),
+    "random numbers": (
+        lambda: behind_a_pooling(("RandomNormalLike", ["p"], ["b"], {})),
+        "b: it draws random numbers",
+    ),
+    "a batch statistic": (
+        lambda: behind_a_pooling(("Softmax", ["p"], ["b"], {"axis": 0})),
+        "b: it works across the images of a batch",
+    ),
+    "sizes that depend on numbers": (
+        lambda: behind_a_pooling(
+            ("NonZero", ["p"], ["n"], {}), ("Cast", ["n"], ["f"], {"to": 1}), ("Reshape", ["f", "s"], ["b"], {}),
+            s=np.array([1, 4, -1, 1]),
+        ),
+        "n: no shape of its result follows from the image's",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_meaning_on_a_lattice(name: str) -> None:
+    made, reason = REFUSED[name]
+    with pytest.raises(RefusedError, match=reason):
+        convert_onnx(made(), (3, 16, 24), output_stride=1)
+
+
+def test_operators_of_other_domains(tmp_path: Path) -> None:
+    source = behind_a_pooling(("Relu", ["p"], ["b"], {}))
+    node = next(node for node in source.graph.graph if node.op_type == "Relu")
+    node.domain = "com.example"
+    source.graph.opset_imports["com.example"] = 1
+    path = tmp_path / "net.onnx"
+    save_onnx(source.graph, path)
+    made = densify("convert", path, "--input-size", "3,16,24", "--output-stride", 1, "-o", tmp_path / "dense.onnx")
+    assert made.status == 3
+    assert "b: Relu is of the domain 'com.example'" in made.stderr
+    assert not (tmp_path / "dense.onnx").exists()
+
+
+def test_several_inputs_and_none(tmp_path: Path) -> None:
+    source = behind_a_pooling(("Relu", ["p"], ["b"], {}))
+    other = helper.make_tensor_value_info("other", TensorProto.FLOAT, [1, 3, 4, 4])
+    proto = onnx.ModelProto()
+    save_onnx(source.graph, tmp_path / "net.onnx")
+    proto = onnx.load(tmp_path / "net.onnx")
+    proto.graph.input.append(other)
+    onnx.save(proto, tmp_path / "two.onnx")
+    with pytest.raises(ConversionError, match=r"has to have one input.*other"):
+        survey_onnx(OnnxModel.load(tmp_path / "two.onnx"), (3, 16, 24))
+
+
+def external(folder: Path, location: str) -> Path:
+    """A file whose weights lie elsewhere."""
+    source = behind_a_pooling(("Relu", ["p"], ["b"], {}))
+    path = folder / "net.onnx"
+    save_onnx(source.graph, path)
+    proto = onnx.load(path)
+    tensor = proto.graph.initializer[0]
+    data = tensor.raw_data
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", "0"), ("length", str(len(data)))):
+        tensor.external_data.add(key=key, value=value)
+    path.write_bytes(proto.SerializeToString())
+    if ".." not in location:
+        (folder / location).write_bytes(data)
+    return path
+
+
+def test_external_weights(tmp_path: Path) -> None:
+    path = external(tmp_path, "net.data")
+    out = tmp_path / "dense.onnx"
+    arguments = ("--input-size", "3,16,24", "--output-stride", 1, "-o", out)
+    assert densify("convert", path, *arguments).status == 0
+    assert [one.name for one in onnx.load(out).graph.initializer] == list(WEIGHTS)
+    out.unlink()
+    (tmp_path / "net.data").unlink()
+    made = densify("convert", path, *arguments)
+    assert made.status == 3
+    assert "net.data" in made.stderr
+    made = densify("convert", external(tmp_path, "../net.data"), *arguments)
+    assert made.status == 4
+    assert "outside the file's own folder" in made.stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("first", range(0, 200, 50))
+def test_damaged_files_are_read_or_refused(first: int, tmp_path: Path) -> None:
+    """Flipped, cut and repeated bytes: no other error than densify's own."""
+    source = behind_a_pooling(("Resize", ["p", "", "scales"], ["b"], {}), scales=np.array([1, 1, 2, 2], np.float32))
+    path = tmp_path / "net.onnx"
+    save_onnx(source.graph, path)
+    whole, refused = path.read_bytes(), 0
+    for seed in range(first, first + 50):
+        rng = random.Random(seed)
+        data = bytearray(whole)
+        for _ in range(rng.choice([1, 1, 2, 8])):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        if rng.random() < 0.3:
+            del data[rng.randrange(len(data)) :]
+        path.write_bytes(data)
+        try:
+            convert_onnx(OnnxModel.load(path), (3, 16, 24), output_stride=1)
+        except DensifyError:
+            refused += 1
+        except Exception as error:
+            error.add_note(f"seed {seed}")
+            raise
+    assert refused > 10
