@@ -9,40 +9,47 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from densify.checkpoint import load, save
-    from densify.conversion import Dense, convert, inspect, inverse, plan
+    from densify.checkpoint import load
+    from densify.conversion import Dense
     from densify.errors import DensifyError
     from densify.exporting import export
     from densify.extending import pointwise, rule, sliding_window
+    from densify.front import convert, inspect, inverse, load_onnx, plan, save, verify
     from densify.lattice import Lattice
-    from densify.verification import verify
+    from densify.onnx_conversion import DenseOnnx, OnnxModel
 
 _HOMES = {
     "Dense": "conversion",
+    "DenseOnnx": "onnx_conversion",
     "DensifyError": "errors",
     "Lattice": "lattice",
-    "convert": "conversion",
+    "OnnxModel": "onnx_conversion",
+    "convert": "front",
     "export": "exporting",
-    "inspect": "conversion",
-    "inverse": "conversion",
+    "inspect": "front",
+    "inverse": "front",
     "load": "checkpoint",
-    "plan": "conversion",
+    "load_onnx": "front",
+    "plan": "front",
     "pointwise": "extending",
     "rule": "extending",
-    "save": "checkpoint",
+    "save": "front",
     "sliding_window": "extending",
-    "verify": "verification",
+    "verify": "front",
 }
 
 __all__ = [
     "Dense",
+    "DenseOnnx",
     "DensifyError",
     "Lattice",
+    "OnnxModel",
     "convert",
     "export",
     "inspect",
     "inverse",
     "load",
+    "load_onnx",
     "plan",
     "pointwise",
     "rule",

@@ -63,7 +63,7 @@ def test_cam_needs_a_pooling_over_the_whole_map() -> None:
 @pytest.mark.parametrize("option", ["padding", "head", "form", "merge"])
 def test_unknown_options_are_refused(option: str) -> None:
     with pytest.raises(UsageError, match=f"{option}='other' is not one of"):
-        densify.convert(Residual(), X, start="pool", **{option: "other"})  # type: ignore[arg-type]
+        densify.convert(Residual(), X, start="pool", **{option: "other"})  # type: ignore[call-overload]
 
 
 def test_fragments_need_complete_phases() -> None:

@@ -1,0 +1,171 @@
+"""The public functions that take torch models and ONNX files alike: what is given decides who does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict, Unpack, overload
+
+from torch import Tensor, nn
+
+from densify import checkpoint, conversion, verification
+from densify.comparison import Report
+from densify.conversion import Dense, Example, shape_of
+from densify.errors import UsageError
+from densify.files import check_writable, write_atomically
+from densify.onnx_conversion import (
+    DenseOnnx,
+    OnnxConversion,
+    OnnxModel,
+    convert_onnx,
+    inverse_onnx,
+    metadata_of,
+    opened,
+    options_of,
+    survey_onnx,
+    write_checked,
+)
+from densify.onnx_verification import verify_onnx_laws
+from densify.plans import Plan
+from densify.recipe import Recipe
+from densify.samples import Sample
+
+File = str | Path | OnnxModel
+
+
+class How(TypedDict, total=False):
+    """How a model is converted, see :func:`convert`."""
+
+    start: str | None
+    layers: Sequence[str] | None
+    output_stride: int | None
+    padding: str
+    head: str
+    form: str
+    merge: str
+
+
+@overload
+def convert(model: nn.Module, example: Example, *, share: bool = ..., **how: Unpack[How]) -> Dense: ...
+@overload
+def convert(model: File, example: Example | None = ..., **how: Unpack[How]) -> DenseOnnx: ...
+def convert(
+    model: nn.Module | File, example: Example | None = None, *, share: bool = False, **how: Unpack[How]
+) -> Dense | DenseOnnx:
+    """The dense equivalent of a torch model or of an ONNX file.
+
+    Args:
+        model: a module, see :func:`densify.conversion.convert`; or an ONNX file, by its path or as an `OnnxModel`,
+            whose nodes are the layers.
+        example: input [B, C, *spatial], or its shape: the reference size; an ONNX file may fix it itself.
+        share: of a module, use its own tensors.
+        how: start, layers or output_stride; padding, head, form, merge: as :func:`densify.conversion.convert`.
+
+    Returns:
+        A dense network: a module for a module, a graph for a file, which :func:`save` writes.
+    """
+    if isinstance(model, nn.Module):
+        return conversion.convert(model, _needed(example), share=share, **how)
+    return convert_onnx(_opened(model), _size(example), **how)
+
+
+def plan(model: nn.Module | File, example: Example | None = None, **how: Unpack[How]) -> Plan:
+    """What :func:`convert` would change and what it would cost; changes nothing and needs no weights."""
+    if isinstance(model, nn.Module):
+        return conversion.plan(model, _needed(example), **how)
+    source = _opened(model)
+    return OnnxConversion(source, options_of(source, _size(example), **how)).plan
+
+
+def inspect(model: nn.Module | File, example: Example | None = None) -> Plan:
+    """The original's own geometry, as a plan in which nothing is changed."""
+    if isinstance(model, nn.Module):
+        return conversion.inspect(model, _needed(example))
+    return survey_onnx(_opened(model), _size(example))
+
+
+@overload
+def inverse(dense: Dense, *, share: bool = ...) -> nn.Module: ...
+@overload
+def inverse(dense: DenseOnnx | File) -> OnnxModel: ...
+def inverse(dense: Dense | DenseOnnx | File, *, share: bool = False) -> nn.Module | OnnxModel:
+    """The original architecture with the dense network's parameters (dpoa).
+
+    Args:
+        dense: a dense network, or a dense ONNX file that densify made of an ONNX file; its initializers may have
+            changed since.
+        share: of a module, use its own tensors.
+    """
+    if isinstance(dense, DenseOnnx):
+        return dense.source
+    if isinstance(dense, str | Path | OnnxModel):
+        return inverse_onnx(_opened(dense))
+    return conversion.inverse(dense, share=share)
+
+
+def verify(
+    model: nn.Module | File | None,
+    dense: Dense | DenseOnnx,
+    inputs: Tensor | Sequence[Tensor | Sample],
+    *,
+    rtol: float | None = None,
+    atol: float = 0.0,
+) -> Report:
+    """Check the laws of a dense network against its original; None means the dense network's own inverse.
+
+    A module is run in torch (:func:`densify.verification.verify`), a graph in ONNX Runtime
+    (:func:`densify.onnx_verification.verify_onnx_laws`).
+    """
+    if not isinstance(dense, DenseOnnx):
+        if model is not None and not isinstance(model, nn.Module):
+            raise UsageError("a dense torch network is compared with a torch model: give the model, or None.")
+        return verification.verify(model, dense, inputs, rtol=rtol, atol=atol)
+    if isinstance(model, nn.Module):
+        raise UsageError("a dense ONNX graph is compared with an ONNX file: give its original, or None.")
+    given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    samples = [one if isinstance(one, Sample) else Sample(f"input {i}", one) for i, one in enumerate(given)]
+    return verify_onnx_laws(None if model is None else _opened(model), dense, samples, rtol=rtol, atol=atol)
+
+
+def save(
+    model: nn.Module | DenseOnnx | OnnxModel, path: str | Path, *, recipe: Recipe | None = None, overwrite: bool = False
+) -> None:
+    """Write a network: a module's weights as .safetensors or .pth (:func:`densify.checkpoint.save`), a graph as .onnx.
+
+    A dense graph's file holds its recipe, where its predictions lie, and the graph to go back to.
+    """
+    if isinstance(model, nn.Module):
+        checkpoint.save(model, path, recipe=recipe, overwrite=overwrite)
+        return
+    target = Path(path)
+    check_writable([target], overwrite)
+    if target.suffix != ".onnx":
+        raise UsageError(f"{target}: a graph is written as .onnx.")
+    if isinstance(model, DenseOnnx):
+        model.graph.metadata_props.update(metadata_of(model))
+    graph = model.graph
+    write_atomically(target, lambda place: write_checked(graph, place), overwrite=overwrite)
+
+
+def load_onnx(path: str | Path) -> DenseOnnx | OnnxModel:
+    """Read an ONNX file as a graph: a dense one that densify made of a graph, or any other.
+
+    Raises:
+        UsageError, CheckpointError, UnsafeError, RefusedError: as :meth:`densify.OnnxModel.load`.
+    """
+    file = OnnxModel.load(path)
+    return opened(file) if file.is_dense else file
+
+
+def _opened(file: File) -> OnnxModel:
+    return file if isinstance(file, OnnxModel) else OnnxModel.load(file)
+
+
+def _size(example: Example | None) -> tuple[int, ...] | None:
+    return None if example is None else shape_of(example)[1:]
+
+
+def _needed(example: Example | None) -> Example:
+    if example is None:
+        raise UsageError("a torch model needs an example, or its shape, such as (1, 3, 224, 224).")
+    return example
