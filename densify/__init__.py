@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from densify.extending import pointwise, rule, sliding_window
     from densify.front import convert, inspect, inverse, load_onnx, plan, save, verify
     from densify.lattice import Lattice
-    from densify.onnx_conversion import DenseOnnx, OnnxModel
+    from densify.onnx_conversion import DenseOnnx
+    from densify.onnx_model import OnnxModel
 
 _HOMES = {
     "Dense": "conversion",
     "DenseOnnx": "onnx_conversion",
     "DensifyError": "errors",
     "Lattice": "lattice",
-    "OnnxModel": "onnx_conversion",
+    "OnnxModel": "onnx_model",
     "convert": "front",
     "export": "exporting",
     "inspect": "front",

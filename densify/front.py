@@ -16,15 +16,14 @@ from densify.files import check_writable, write_atomically
 from densify.onnx_conversion import (
     DenseOnnx,
     OnnxConversion,
-    OnnxModel,
     convert_onnx,
-    inverse_onnx,
     metadata_of,
     opened,
     options_of,
     survey_onnx,
-    write_checked,
 )
+from densify.onnx_model import OnnxModel, write_checked
+from densify.onnx_packing import inverse_onnx
 from densify.onnx_verification import verify_onnx_laws
 from densify.plans import Plan
 from densify.recipe import Recipe

@@ -19,8 +19,9 @@ from densify.errors import ConversionError, UsageError
 from densify.graphs.onnx.read import image_of, spatial_dims
 from densify.graphs.onnx.values import Values
 from densify.maps import Merged
-from densify.onnx_conversion import DenseOnnx, OnnxModel
+from densify.onnx_conversion import DenseOnnx
 from densify.onnx_file import OnnxSession, raw_bytes, save_onnx
+from densify.onnx_model import OnnxModel
 from densify.planning import at_sizes
 from densify.samples import Sample
 from densify.sampling import check_size, clear_of_borders, sample_grid

@@ -14,8 +14,8 @@ from laws.onnx import Node, graph, integers
 from runtimes import sessions
 
 from densify.graphs.onnx.layers import windows
-from densify.onnx_conversion import ORIGINAL_KEY, OnnxModel
 from densify.onnx_file import save_onnx
+from densify.onnx_model import ORIGINAL_KEY, OnnxModel
 from densify.targets import find, refusals
 
 NODES: list[Node] = [

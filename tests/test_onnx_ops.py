@@ -11,7 +11,9 @@ import torch
 from laws.onnx import Node, graph, integers
 
 from densify.graphs.onnx.layers import windows
-from densify.onnx_conversion import OnnxModel, convert_onnx, inverse_onnx, metadata_of
+from densify.onnx_conversion import convert_onnx, metadata_of
+from densify.onnx_model import OnnxModel
+from densify.onnx_packing import inverse_onnx
 from densify.onnx_verification import legal, verify_onnx_laws
 from densify.samples import Sample
 

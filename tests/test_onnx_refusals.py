@@ -15,8 +15,9 @@ from laws.onnx import Node, graph, integers
 from onnx import TensorProto, helper
 
 from densify.errors import ConversionError, DensifyError, RefusedError
-from densify.onnx_conversion import OnnxModel, convert_onnx, survey_onnx
+from densify.onnx_conversion import convert_onnx, survey_onnx
 from densify.onnx_file import save_onnx
+from densify.onnx_model import OnnxModel
 
 WEIGHTS = {"k": integers(4, 3, 3, 3), "last": integers(2, 4, 1, 1)}
 FIRST: Node = ("Conv", ["input", "k"], ["a"], {"pads": [1, 1, 1, 1]})

@@ -20,19 +20,17 @@ from densify.files import write_all
 from densify.onnx_conversion import (
     DenseOnnx,
     OnnxConversion,
-    OnnxModel,
     build_for,
-    inverse_onnx,
     metadata_of,
     opened,
     options_of,
     origin_of,
-    reference_shape,
     survey_onnx,
-    write_checked,
 )
 from densify.onnx_file import to_torch
 from densify.onnx_graph import fold_sizes
+from densify.onnx_model import OnnxModel, reference_shape, write_checked
+from densify.onnx_packing import inverse_onnx
 from densify.onnx_verification import legal, same_outputs, verify_onnx_laws
 from densify.samples import Sample, random_inputs, read_samples, verification_sizes
 from densify.weights import RECIPE_KEY

@@ -85,7 +85,7 @@ def is_graph(text: str) -> bool:
     """Whether an argument is an ONNX file that is read as a graph: it names no torch code that made it."""
     if not is_file(text) or not text.lower().endswith(".onnx"):
         return False
-    from densify.onnx_conversion import is_graph as holds_graph
+    from densify.onnx_model import is_graph as holds_graph
 
     return holds_graph(Path(text))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from densify.graphs.onnx.readers.windows import _DYNAMIC, _NO_MAP, same, windows
+from densify.graphs.onnx.readers.windows import DYNAMIC, NO_MAP, same, windows
 from densify.graphs.onnx.registry import Call, reads
 from densify.lattice import Window
 from densify.ops import Interpolation, Op, Shuffle, Transposed, Unsupported
@@ -29,9 +29,9 @@ def transposed(call: Call) -> Op | None:
     weight = call.node.inputs[1]
     assert weight is not None
     if not call.source.plain:
-        return _NO_MAP
+        return NO_MAP
     if str(weight.name) in call.maps:
-        return _DYNAMIC
+        return DYNAMIC
     if call.integers("output_shape", ()):
         return Unsupported("it makes a map of one size, whatever the image's", "Export it with its padding written")
     kernel = call.shape(str(weight.name))[2:]
@@ -86,7 +86,7 @@ _PLACES = {
 def _interpolation(call: Call, mode: str, coordinates: str, rounding: str, scales: Any) -> Op | None:
     """torch's modes where they are; others keep the phases that they have room for."""
     if not call.source.plain and not call.source.order:
-        return _NO_MAP
+        return NO_MAP
     if mode == "nearest":
         name, corners = _PLACES.get((mode, coordinates, rounding), (f"{mode} of another kind", False))
         if name == "nearest-exact" and any(scale.denominator != 1 for scale in _scales(call)):

@@ -16,15 +16,15 @@ def conv(call: Call) -> Op | None:
     weight = call.node.inputs[1]
     assert weight is not None
     if not call.source.plain or call.node.inputs[0] is None or str(call.node.inputs[0].name) not in call.maps:
-        return _NO_MAP
+        return NO_MAP
     if str(weight.name) in call.maps:
-        return _DYNAMIC
+        return DYNAMIC
     kernel = call.shape(str(weight.name))[2:]
-    return Conv(windows(call, kernel), same=same(call)) if kernel else _DYNAMIC
+    return Conv(windows(call, kernel), same=same(call)) if kernel else DYNAMIC
 
 
-_NO_MAP = Unsupported("its input is no map [B, C, *spatial]", "Choose layers behind it")
-_DYNAMIC = Unsupported("its kernel is computed from the image", "Give it constant weights")
+NO_MAP = Unsupported("its input is no map [B, C, *spatial]", "Choose layers behind it")
+DYNAMIC = Unsupported("its kernel is computed from the image", "Give it constant weights")
 
 
 def windows(call: Call, kernel: tuple[int, ...]) -> tuple[Window, ...]:
@@ -50,7 +50,7 @@ def same(call: Call) -> str:
 def pool(call: Call) -> Op | None:
     node = call.node
     if not call.source.plain:
-        return _NO_MAP
+        return NO_MAP
     found, follows = windows(call, tuple(call.integers("kernel_shape", ()))), same(call)
     if node.op_type == "MaxPool":
         if len(node.outputs) > 1 and node.outputs[1].uses():

@@ -1,0 +1,237 @@
+"""ONNX files as graphs with their weights: read without trusting them, and asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import torch
+
+from densify.errors import CheckpointError, ConversionError, UsageError
+from densify.graphs.onnx.read import image_of, refuse_foreign, spatial_dims
+from densify.onnx_file import DTYPES, load_onnx, raw_bytes, read_metadata, save_onnx
+from densify.onnx_graph import make_constant
+from densify.recipe import Recipe
+from densify.weights import RECIPE_KEY
+
+ORIGINAL_KEY = "densify.original"
+"""The metadata entry of a dense file that holds the graph it was made from, less the weights: they are the file's."""
+
+_FEW = 4096  # numbers of a weight that ONNX's version converter may look at
+
+
+class OnnxModel:
+    """An ONNX graph with its weights, as it is in a file.
+
+    Attributes:
+        graph: as read; whoever changes a graph takes one of :meth:`copy`.
+        name: what it is called in messages.
+    """
+
+    def __init__(self, graph: ir.Model, name: str) -> None:
+        self.graph, self.name = graph, name
+
+    @staticmethod
+    def load(path: str | Path) -> OnnxModel:
+        """Read a file without trusting it; external weights are mapped, not read.
+
+        Raises:
+            UsageError: there is no such file.
+            CheckpointError: it is no valid ONNX model, or its weights are missing.
+            UnsafeError: its weights point outside the file's own folder.
+            RefusedError: operators of other domains than ONNX's own.
+        """
+        path = Path(path)
+        proto = load_onnx(path)
+        try:
+            onnx.checker.check_model(str(path))
+            model = ir.from_proto(proto)
+            ir.external_data.set_base_dir(model.graph, path.parent)
+            _look_into(model)
+        except Exception as error:  # the checker's, and whatever a damaged message makes of the reader
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise CheckpointError(f"{path}: is no valid ONNX model ({reason}). Export it again.") from None
+        if model.functions:
+            passes.InlinePass()(model)
+        refuse_foreign(model)
+        return OnnxModel(model, str(path))
+
+    def copy(self) -> ir.Model:
+        """The graph once more, with the same weights."""
+        model = self.graph
+        return ir.Model(
+            model.graph.clone(),
+            ir_version=model.ir_version,
+            producer_name=model.producer_name,
+            producer_version=model.producer_version,
+            domain=model.domain,
+            model_version=model.model_version,
+            doc_string=model.doc_string,
+            metadata_props=dict(model.metadata_props),
+        )
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the file says of itself."""
+        return self.graph.metadata_props
+
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """What densify wrote of it, where it did."""
+        text = self.metadata.get(RECIPE_KEY)
+        return None if text is None else Recipe.from_json(text, self.name)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether densify made it dense: it holds what it was made from."""
+        return ORIGINAL_KEY in self.metadata
+
+    @property
+    def weights(self) -> dict[str, ir.TensorProtocol]:
+        """The initializers' tensors by name."""
+        found = self.graph.graph.initializers.items()
+        return {name: value.const_value for name, value in found if value.const_value is not None}
+
+    @property
+    def opset(self) -> int:
+        """The version of ONNX's operators."""
+        return self.graph.opset_imports[""]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the image's numbers."""
+        found = image_of(self.graph).dtype
+        if found not in DTYPES:
+            raise ConversionError(f"{self.name}: its image is of type {found}, which torch does not have.")
+        return DTYPES[found]
+
+    @property
+    def total(self) -> int:
+        """How many numbers its floating weights have."""
+        return sum(tensor.size for tensor in self.weights.values() if tensor.dtype.is_floating_point())
+
+    @cached_property
+    def parameters(self) -> dict[str, int]:
+        """How many numbers the floating weights have that a node reads, by the node's name."""
+        weights, found = self.weights, dict[str, int]()
+        for node in self.graph.graph:
+            read = [weights[str(one.name)] for one in node.inputs if one is not None and str(one.name) in weights]
+            sizes = [tensor.size for tensor in read if tensor.dtype.is_floating_point()]
+            found[str(node.name or node.outputs[0].name)] = sum(sizes)
+        return found
+
+    def declared(self) -> tuple[int | None, ...]:
+        """The shape that the image is declared to have; None where any size will do."""
+        shape = image_of(self.graph).shape
+        return () if shape is None else tuple(size if isinstance(size, int) else None for size in shape)
+
+    def fixed(self, shape: Sequence[int]) -> OnnxModel:
+        """The same graph for images of one shape alone, in the graph's own order of dimensions."""
+        made = self.copy()
+        image_of(made).shape = ir.Shape(shape)
+        for value in (*made.graph.outputs, *(one for node in made.graph for one in node.outputs)):
+            if value.shape is not None:  # they may name sizes that are open no more
+                value.shape = ir.Shape([None] * len(value.shape)) if value.is_graph_output() else None
+        return OnnxModel(made, self.name)
+
+    def shape_at(self, size: Sequence[int] | None) -> tuple[int, ...]:
+        """The shape of the image, in the graph's own order of dimensions.
+
+        Args:
+            size: [C, *spatial], where the file leaves it open.
+
+        Raises:
+            UsageError: nobody says how large it is, or the file says otherwise.
+        """
+        declared, order = self.declared(), spatial_dims(self.graph)
+        if size is None and self.recipe is not None:
+            size = self.recipe.options.shape[1:]
+        plain = [declared[dim] if declared else None for dim in order]
+        wanted = [plain[0] or 1, *(size if size is not None else plain[1:])]
+        if len(wanted) != len(order) or any(one is None for one in wanted):
+            raise UsageError(
+                f"{self.name}: its reference size is not known (it declares {_written(declared)}); give it, such as "
+                "--input-size 3,224,224"
+            )
+        if any(have not in (None, want) for have, want in zip(plain, wanted, strict=True)):
+            raise UsageError(
+                f"{self.name}: takes images of {_written(declared)} alone, not of {'x'.join(map(str, wanted[1:]))}"
+            )
+        made = [0] * len(order)
+        for place, dim in enumerate(order):
+            made[dim] = int(wanted[place] or 0)
+        return tuple(made)
+
+
+def _look_into(model: ir.Model) -> None:
+    """Find names that are no text, and numbers that are not as many as their shape says; any exception will do."""
+    for node in model.graph.all_nodes():
+        ir.to_proto(node)
+        for attribute in node.attributes.values():
+            if attribute.type is ir.AttributeType.TENSOR:
+                attribute.as_tensor().numpy()
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and len(raw_bytes(tensor)) != tensor.nbytes:
+            raise ValueError(f"{value.name}: {len(raw_bytes(tensor))} bytes do not fit shape {tensor.shape}")
+
+
+def _written(shape: Sequence[int | None]) -> str:
+    return "x".join("?" if size is None else str(size) for size in shape) or "no shape"
+
+
+def reference_shape(source: OnnxModel, size: Sequence[int] | None) -> tuple[int, ...]:
+    """The shape of the image, [B, C, *spatial]; errors as :meth:`OnnxModel.shape_at`."""
+    shape = source.shape_at(size)
+    return tuple(shape[dim] for dim in spatial_dims(source.graph))
+
+
+def at_opset(source: OnnxModel, version: int) -> OnnxModel:
+    """The same graph with operators of a later version, by ONNX's own converter.
+
+    Raises:
+        ConversionError: the converter cannot do it.
+    """
+    model, weights = source.copy(), source.weights
+    large = [name for name, tensor in weights.items() if tensor.size > _FEW]
+    for name in large:  # the converter looks at their types alone
+        model.graph.inputs.append(model.graph.initializers.pop(name))
+    try:
+        made = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), version))
+    except Exception as error:  # of C++, of one kind for all
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ConversionError(
+            f"{source.name}: is of opset {source.opset}, {version} is needed, and ONNX's converter fails ({reason}). "
+            "Export the model with a later opset."
+        ) from None
+    inputs = {str(value.name): value for value in made.graph.inputs}
+    for name in large:
+        made.graph.inputs.remove(inputs[name])
+        inputs[name].const_value = weights[name]
+        made.graph.initializers[name] = inputs[name]
+    for name, value in list(made.graph.initializers.items()):
+        if name in weights:
+            value.const_value = weights[name]
+        else:  # of the converter: the initializers stay the original's
+            make_constant(made.graph, value)
+    made.metadata_props.update(model.metadata_props)
+    return OnnxModel(made, source.name)
+
+
+def is_graph(path: Path) -> bool:
+    """Whether an ONNX file is read as a graph: it names no torch code that made it; errors as :func:`load_onnx`."""
+    metadata = read_metadata(path)
+    if RECIPE_KEY not in metadata:
+        return True
+    made_of = Recipe.from_json(metadata[RECIPE_KEY], str(path)).origin.model
+    return made_of is not None and made_of.lower().endswith(".onnx")
+
+
+def write_checked(graph: ir.Model, place: Path) -> None:
+    """Write a graph, and let ONNX's checker read the file."""
+    save_onnx(graph, place)
+    onnx.checker.check_model(str(place))
