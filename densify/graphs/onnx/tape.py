@@ -6,7 +6,7 @@ arithmetic of :mod:`densify.lattice` writes itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -204,23 +204,26 @@ class Tape:
         key = (kind, *(id(one) for one in inputs), *sorted((name, repr(value)) for name, value in given.items()))
         if dtype is None and inputs and inputs[0] is not None:
             dtype = ir.DataType.INT64 if kind == "Shape" else inputs[0].dtype
-        return self._once(key, ir.node(kind, list(inputs), given), [dtype])[0]
+        return self._once(key, lambda: ir.node(kind, list(inputs), given), [dtype])[0]
 
     def copy(self, node: ir.Node, inputs: Sequence[ir.Value | None], **attributes: Any) -> Sequence[ir.Value]:
         """The outputs of a node like another, with other inputs and with some attributes changed."""
         key = (id(node), *(id(one) for one in inputs))
         given = {**node.attributes, **{one.name: one for one in ir.convenience.convert_attributes(attributes)}}
-        made = ir.Node(
-            node.domain, node.op_type, inputs, given.values(), num_outputs=len(node.outputs), name=self._free(node.name)
-        )
+
+        def make() -> ir.Node:
+            name, count = self._free(node.name), len(node.outputs)
+            return ir.Node(node.domain, node.op_type, inputs, given.values(), num_outputs=count, name=name)
+
         needed = self.required
-        outputs = self._once(key, made, [value.dtype for value in node.outputs])
+        outputs = self._once(key, make, [value.dtype for value in node.outputs])
         self.required = needed  # the graph has the operator already
         return outputs
 
-    def _once(self, key: Any, node: ir.Node, types: Sequence[ir.DataType | None]) -> Sequence[ir.Value]:
+    def _once(self, key: Any, make: Callable[[], ir.Node], types: Sequence[ir.DataType | None]) -> Sequence[ir.Value]:
         """The outputs of a node, or of the same one that is there already."""
         if key not in self._made:
+            node = make()
             for value, dtype in zip(node.outputs, types, strict=True):
                 value.name = self.name()
                 if dtype is not None:
@@ -253,8 +256,8 @@ class Tape:
         """A constant tensor."""
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._made:
-            node = ir.node("Constant", [], {"value": ir.tensor(array)})
-            self._once(key, node, [ir.DataType.from_numpy(array.dtype)])
+            constant = {"value": ir.tensor(array)}
+            self._once(key, lambda: ir.node("Constant", [], constant), [ir.DataType.from_numpy(array.dtype)])
         return self._made[key][0]
 
     def integers(self, sizes: Sequence[Size]) -> ir.Value:
