@@ -16,7 +16,7 @@ from densify.graphs.onnx.fragments import FragmentWriter
 from densify.graphs.onnx.read import Reading, read
 from densify.heads import apply_head
 from densify.maps import Lattices, Layout
-from densify.onnx_file import raw_bytes
+from densify.onnx_file import raw_bytes, unmap
 from densify.onnx_metadata import placement
 from densify.onnx_model import ORIGINAL_KEY, OnnxModel, at_opset, reference_shape
 from densify.onnx_packing import inverse_onnx, packed
@@ -187,8 +187,15 @@ def origin_of(source: OnnxModel) -> Origin:
     """Where an ONNX graph came from: its file's name, and the digests of its weights."""
     known = source.recipe
     mean, std = (None, None) if known is None else (known.origin.mean, known.origin.std)
-    tensors = {name: digest_of(raw_bytes(tensor)) for name, tensor in source.weights.items()}
+    tensors = {name: _digest(tensor) for name, tensor in source.weights.items()}
     return Origin(Path(source.name).name, mean=mean, std=std, tensors=tensors)
+
+
+def _digest(tensor: ir.TensorProtocol) -> str:
+    """SHA-256 of a weight, which is mapped no longer than that takes."""
+    made = digest_of(raw_bytes(tensor))
+    unmap(tensor)
+    return made
 
 
 def survey_onnx(source: OnnxModel, size: Sequence[int] | None = None) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -81,6 +82,14 @@ def _stream(model: ir.Model, path: Path) -> None:
         for head, tensor in zip(heads, tensors, strict=True):
             file.write(head)
             file.write(tensor.tobytes())
+            unmap(tensor)
+
+
+def unmap(tensor: ir.TensorProtocol) -> None:
+    """Give back the memory of a weight that is mapped from a file, unless somebody still looks at it."""
+    if isinstance(tensor, ir.ExternalTensor):
+        with contextlib.suppress(BufferError):
+            tensor.release()
 
 
 def _tensor_head(tensor: ir.TensorProtocol) -> bytes:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from tempfile import mkdtemp
 
 import onnx
 import onnx_ir as ir
@@ -21,7 +24,17 @@ from densify.weights import RECIPE_KEY
 ORIGINAL_KEY = "densify.original"
 """The metadata entry of a dense file that holds the graph it was made from, less the weights: they are the file's."""
 
+_MANY, _PAGE = 2**26, 4096  # bytes of weights that are not kept in memory; a file is mapped by pages
+_FOLDER = "densify.folder"
 _FEW = 4096  # numbers of a weight that ONNX's version converter may look at
+
+
+class _Folder:
+    """A temporary folder that is there as long as this is."""
+
+    def __init__(self) -> None:
+        self.path = Path(mkdtemp())
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 class OnnxModel:
@@ -45,25 +58,58 @@ class OnnxModel:
             UnsafeError: its weights point outside the file's own folder.
             RefusedError: operators of other domains than ONNX's own.
         """
-        path = Path(path)
+        path, fault = Path(path), ""
+        if path.is_file():  # checked first, as the checker reads the whole file once more
+            try:
+                onnx.checker.check_model(str(path))
+            except Exception as error:  # of several kinds
+                fault = _said(error)
         proto = load_onnx(path)
+        if fault:
+            raise CheckpointError(f"{path}: is no valid ONNX model ({fault}). Export it again.")
         try:
-            onnx.checker.check_model(str(path))
             model = ir.from_proto(proto)
             ir.external_data.set_base_dir(model.graph, path.parent)
             _look_into(model)
-        except Exception as error:  # the checker's, and whatever a damaged message makes of the reader
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            raise CheckpointError(f"{path}: is no valid ONNX model ({reason}). Export it again.") from None
+        except Exception as error:  # whatever a damaged message makes of the reader
+            raise CheckpointError(f"{path}: is no valid ONNX model ({_said(error)}). Export it again.") from None
         if model.functions:
             passes.InlinePass()(model)
         refuse_foreign(model)
-        return OnnxModel(model, str(path))
+        made = OnnxModel(model, str(path))
+        if sum(tensor.nbytes for tensor in made.weights.values()) > _MANY:
+            made._put_away()
+        return made
+
+    def _put_away(self) -> None:
+        """Move the weights from memory into a temporary file, which is mapped as long as this is in use."""
+        folder = _Folder()
+        self.graph.meta[_FOLDER] = folder  # graphs that are made of this one share its weights
+        place = folder.path / "weights.data"
+        with place.open("wb") as file:
+            for value in self.graph.graph.initializers.values():
+                tensor = value.const_value
+                if tensor is None or isinstance(tensor, ir.ExternalTensor):
+                    continue
+                if tensor.nbytes < _PAGE:
+                    value.const_value = _own(tensor)
+                    continue
+                file.write(bytes(-file.tell() % _PAGE))
+                begin, shape = file.tell(), ir.Shape(tensor.shape.numpy())
+                file.write(tensor.tobytes())
+                value.const_value = ir.ExternalTensor(
+                    place.name, begin, tensor.nbytes, tensor.dtype, shape=shape, name=str(tensor.name),
+                    base_dir=folder.path,
+                )  # fmt: skip
+        for node in self.graph.graph.all_nodes():  # a tensor of the message that was read would hold the whole of it
+            for one in node.attributes.values():
+                if one.type is ir.AttributeType.TENSOR:
+                    node.attributes[one.name] = ir.AttrTensor(one.name, _own(one.as_tensor()))
 
     def copy(self) -> ir.Model:
         """The graph once more, with the same weights."""
         model = self.graph
-        return ir.Model(
+        made = ir.Model(
             model.graph.clone(),
             ir_version=model.ir_version,
             producer_name=model.producer_name,
@@ -73,6 +119,8 @@ class OnnxModel:
             doc_string=model.doc_string,
             metadata_props=dict(model.metadata_props),
         )
+        made.meta.update(model.meta)
+        return made
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -167,6 +215,16 @@ class OnnxModel:
         return tuple(made)
 
 
+def _own(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """A tensor with numbers of its own."""
+    return ir.tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
+
+
+def _said(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def _look_into(model: ir.Model) -> None:
     """Find names that are no text, and numbers that are not as many as their shape says; any exception will do."""
     for node in model.graph.all_nodes():
@@ -203,10 +261,9 @@ def at_opset(source: OnnxModel, version: int) -> OnnxModel:
     try:
         made = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), version))
     except Exception as error:  # of C++, of one kind for all
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ConversionError(
-            f"{source.name}: is of opset {source.opset}, {version} is needed, and ONNX's converter fails ({reason}). "
-            "Export the model with a later opset."
+            f"{source.name}: is of opset {source.opset}, {version} is needed, and ONNX's converter fails "
+            f"({_said(error)}). Export the model with a later opset."
         ) from None
     inputs = {str(value.name): value for value in made.graph.inputs}
     for name in large:

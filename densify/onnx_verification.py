@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import os
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -20,35 +22,100 @@ from densify.graphs.onnx.read import image_of, spatial_dims
 from densify.graphs.onnx.values import Values
 from densify.maps import Merged
 from densify.onnx_conversion import DenseOnnx
-from densify.onnx_file import OnnxSession, raw_bytes, save_onnx
+from densify.onnx_file import OnnxSession, raw_bytes
 from densify.onnx_model import OnnxModel
 from densify.planning import at_sizes
 from densify.samples import Sample
 from densify.sampling import check_size, clear_of_borders, sample_grid
 from densify.verification import fixed_window
 
-Run = Callable[[Tensor], dict[str, Tensor]]
+Outputs = dict[str, Tensor]
 
 
-@contextmanager
-def running(model: ir.Model, order: Sequence[int], *, optimised: bool) -> Iterator[Run]:
-    """A graph in ONNX Runtime; images are given as [B, C, *spatial].
+class Runtime:
+    """Runs graphs in ONNX Runtime. Their weights lie in one file beside them, which they share."""
 
-    Args:
-        order: dimensions of the graph's image in that order.
-        optimised: with all of ONNX Runtime's graph optimisations, or none.
-    """
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        save_onnx(model, path)
+    def __init__(self) -> None:
+        self._folder = TemporaryDirectory()
+        self._path = Path(self._folder.name)
+        self._places: dict[int, tuple[ir.TensorProtocol, int]] = {}
+        self._links: dict[Path, str] = {}
+        self._length = 0
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._folder.cleanup()
+
+    def run(
+        self, model: ir.Model, order: Sequence[int], samples: Sequence[Tensor], *, optimised: bool
+    ) -> list[Outputs]:
+        """The outputs of a graph by name, for images [B, C, *spatial].
+
+        Args:
+            order: dimensions of the graph's image in that order.
+            optimised: with all of ONNX Runtime's graph optimisations, or none.
+        """
+        path = self._path / "model.onnx"
+        path.write_bytes(self._light(model).SerializeToString())
         session = OnnxSession(path, optimised=optimised)
         back = [order.index(dim) for dim in range(len(order))]
-
-        def run(x: Tensor) -> dict[str, Tensor]:
+        found = []
+        for x in samples:
             made = session(x.permute(back).contiguous().numpy())
-            return {name: torch.from_numpy(value) for name, value in zip(session.outputs, made, strict=True)}
+            values = zip(session.outputs, made, strict=True)
+            found.append({name: torch.from_numpy(value) for name, value in values})
+        return found
 
-        yield run
+    def _light(self, model: ir.Model) -> onnx.ModelProto:
+        """The graph with its large weights in the shared file."""
+        initializers = dict(model.graph.initializers)
+        model.graph.initializers.clear()
+        try:
+            proto: onnx.ModelProto = ir.to_proto(model)
+        finally:
+            model.graph.initializers.update(initializers)
+        for name, value in initializers.items():
+            tensor = value.const_value
+            assert tensor is not None
+            made = proto.graph.initializer.add(name=name, data_type=tensor.dtype.value, dims=tensor.shape.numpy())
+            if tensor.nbytes <= _SMALL:
+                made.raw_data = tensor.tobytes()
+                continue
+            made.data_location = onnx.TensorProto.EXTERNAL
+            location, begin = self._place(tensor)
+            for key, entry in (("location", location), ("offset", begin), ("length", tensor.nbytes)):
+                made.external_data.add(key=key, value=str(entry))
+        return proto
+
+    def _linked(self, tensor: ir.ExternalTensor) -> tuple[str, int]:
+        """A weight that lies in a file already, which gets a second name here."""
+        source = Path(tensor.path)
+        name = self._links.setdefault(source, f"weights{len(self._links)}.data")
+        if not (self._path / name).exists():
+            try:
+                os.link(source.resolve(), self._path / name)
+            except OSError:  # on another disk
+                shutil.copyfile(source, self._path / name)
+        return name, tensor.offset or 0
+
+    def _place(self, tensor: ir.TensorProtocol) -> tuple[str, int]:
+        """The file in which the numbers of a weight lie, and where they begin."""
+        if isinstance(tensor, ir.ExternalTensor):
+            return self._linked(tensor)
+        if id(tensor) not in self._places:
+            begin = -(-self._length // _PAGE) * _PAGE
+            with (self._path / _WEIGHTS).open("ab") as file:
+                file.write(bytes(begin - self._length))
+                file.write(tensor.tobytes())
+            self._places[id(tensor)] = (tensor, begin)  # held, so that no other gets its number
+            self._length = begin + tensor.nbytes
+        return _WEIGHTS, self._places[id(tensor)][1]
+
+
+_WEIGHTS = "weights.data"
+_SMALL, _PAGE = 1024, 4096  # bytes of a weight that stays in the graph; at multiples of a page the file can be mapped
 
 
 def verify_onnx_laws(
@@ -71,28 +138,28 @@ def verify_onnx_laws(
         rtol, atol: as for :func:`densify.verify`.
     """
     source = original or dense.source
-    tolerance = Tolerance(rtol, atol)
+    tolerance, images = Tolerance(rtol, atol), [sample.tensor for sample in samples]
     checks = [_weights(source, dense)]
     probe = dense.changed(head="dense") if dense.options.head == "average" else dense
     order = dense.reading.order
-    with running(_reference(source, probe), order, optimised=False) as expected:
+    with Runtime() as runtime:
+        reference = _reference(source, probe)
         if _stands_in(probe):
-            checks += _head(source, probe, expected, tolerance)
-        wanted = [expected(sample.tensor) for sample in samples]
-    for optimised in (True, False):
-        with running(probe.graph, order, optimised=optimised) as actual:
-            made = [actual(sample.tensor) for sample in samples]
-        for sample, want, have in zip(samples, wanted, made, strict=True):
-            checks += _grid(probe, sample, want, have, tolerance, _runtime(optimised))
-    if probe.options.padding == "full":
-        form = "dilated" if probe.options.form == "fragments" else "fragments"
-        with running(probe.changed(form=form).graph, order, optimised=True) as other:
-            for sample, have in zip(samples, made, strict=True):
-                checks += _phases(probe, sample, other(sample.tensor), have, tolerance)
-    if probe is not dense:
-        with running(dense.graph, order, optimised=True) as averaged:
-            for sample, have in zip(samples, made, strict=True):
-                checks += _averages(probe, sample, have, averaged(sample.tensor), tolerance)
+            checks += _head(runtime, source, probe, reference, tolerance)
+        wanted = runtime.run(reference, order, images, optimised=False)
+        for optimised in (True, False):
+            made = runtime.run(probe.graph, order, images, optimised=optimised)
+            for sample, want, have in zip(samples, wanted, made, strict=True):
+                checks += _grid(probe, sample, want, have, tolerance, _runtime(optimised))
+        if probe.options.padding == "full":
+            form = "dilated" if probe.options.form == "fragments" else "fragments"
+            others = runtime.run(probe.changed(form=form).graph, order, images, optimised=True)
+            for sample, want, have in zip(samples, others, made, strict=True):
+                checks += _phases(probe, sample, want, have, tolerance)
+        if probe is not dense:
+            averaged = runtime.run(dense.graph, order, images, optimised=True)
+            for sample, full, have in zip(samples, made, averaged, strict=True):
+                checks += _averages(probe, sample, full, have, tolerance)
     return Report(tuple(checks))
 
 
@@ -112,14 +179,15 @@ def _reference(source: OnnxModel, dense: DenseOnnx) -> ir.Model:
     return dense.changed(choice=Choice(layers=()), padding="full", form="dilated", merge="select").graph
 
 
-def _head(source: OnnxModel, dense: DenseOnnx, expected: Run, tolerance: Tolerance) -> list[Check]:
+def _head(
+    runtime: Runtime, source: OnnxModel, dense: DenseOnnx, reference: ir.Model, tolerance: Tolerance
+) -> list[Check]:
     """The fully convolutional graph is the original at the reference size."""
     if dense.options.head not in ("dense", "average"):
         return []
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(dense.options.shape, generator=generator)
-    with running(source.graph, dense.reading.order, optimised=False) as run:
-        want, have = run(x), expected(x)
+    x = [torch.randn(dense.options.shape, generator=torch.Generator().manual_seed(0)).to(source.dtype)]
+    order = dense.reading.order
+    (want,), (have,) = (runtime.run(graph, order, x, optimised=False) for graph in (source.graph, reference))
     judge = Judge(tolerance, dict)
     labels: dict[str, Any] = {"law": "head", "input": "reference size", "runtime": _runtime(False), "lattice": ()}
     return [judge(want[key], have[key].reshape(want[key].shape), output=key, **labels) for key in want if key in have]
@@ -214,18 +282,16 @@ def same_outputs(
     first: OnnxModel, second: OnnxModel, samples: Sequence[Sample], *, rtol: float | None, atol: float
 ) -> Report:
     """Whether two graphs make the same outputs."""
-    judge, checks = Judge(Tolerance(rtol, atol), dict), []
-    orders = [spatial_dims(one.graph) for one in (first, second)]
-    with (
-        running(first.graph, orders[0], optimised=False) as one,
-        running(second.graph, orders[1], optimised=False) as two,
-    ):
-        for sample in samples:
-            want, have = one(sample.tensor), two(sample.tensor)
-            if want.keys() != have.keys():
-                raise UsageError(f"the graphs have different outputs: {', '.join(want)} and {', '.join(have)}.")
-            labels: dict[str, Any] = {"law": "same", "input": sample.name, "runtime": _runtime(False), "lattice": ()}
-            checks += [judge(want[key], have[key], output=key, **labels) for key in want]
+    judge, checks, images = Judge(Tolerance(rtol, atol), dict), [], [sample.tensor for sample in samples]
+    with Runtime() as runtime:
+        one, two = (
+            runtime.run(model.graph, spatial_dims(model.graph), images, optimised=False) for model in (first, second)
+        )
+    for sample, want, have in zip(samples, one, two, strict=True):
+        if want.keys() != have.keys():
+            raise UsageError(f"the graphs have different outputs: {', '.join(want)} and {', '.join(have)}.")
+        labels: dict[str, Any] = {"law": "same", "input": sample.name, "runtime": _runtime(False), "lattice": ()}
+        checks += [judge(want[key], have[key], output=key, **labels) for key in want]
     return Report(tuple(checks))
 
 

@@ -183,3 +183,18 @@ def run_everywhere(path: Path, shape: tuple[int, ...]) -> list[bool]:
     assert found.keys() >= {"onnx reference", "openvino"}
     expected = found["onnxruntime, no optimisations"]
     return [np.allclose(made, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max()) for made in found.values()]
+
+
+def test_large_weights_are_mapped_not_held(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with weights past 64 MB: the same files come out."""
+    expected = convert(net).read_bytes()
+    monkeypatch.setattr("densify.onnx_model._MANY", 0)
+    monkeypatch.setattr("densify.onnx_model._PAGE", 16)
+    source = OnnxModel.load(net)
+    assert {type(tensor) for tensor in source.weights.values()} == {ir.ExternalTensor}
+    dense = convert(net, "--overwrite")
+    assert dense.read_bytes() == expected
+    assert densify("verify", dense, net).status == 0
+    back = net.with_name("back.onnx")
+    assert densify("inverse", dense, "-o", back).status == 0
+    assert onnx.load(back).graph == onnx.load(net).graph

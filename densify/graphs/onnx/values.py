@@ -128,7 +128,7 @@ def frozen_images(image: ir.Value) -> int | None:
 def _of_tensor(tensor: ir.TensorProtocol) -> Known:
     shape = tuple(tensor.shape.numpy())
     few = tensor.size <= _MOST_NUMBERS and tensor.dtype.is_integer()
-    return Known(shape, tensor.dtype, tensor.numpy() if few or tensor.size <= 16 else None)
+    return Known(shape, tensor.dtype, tensor.numpy().copy() if few or tensor.size <= 16 else None)
 
 
 def _of_array(numbers: Any) -> Known:
