@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -54,6 +55,7 @@ def clean(model: ir.Model) -> None:
     for node in list(model.graph.all_nodes()):
         if node.op_type == "Conv" and len(node.inputs) == 3 and _is_filled_with_zero(node.inputs[2]):
             node.resize_inputs(2)
+    _name_nodes(model.graph)
     _split_at_once(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedFunctionsPass()(model)
@@ -64,6 +66,26 @@ def clean(model: ir.Model) -> None:
     for value in all_values(model):
         value.metadata_props.clear()
         value.doc_string = None
+
+
+def _name_nodes(graph: ir.Graph) -> None:
+    """Name nodes by the module that they come from and their operator, as in `layer1.0.conv1/Conv`."""
+    taken = {str(node.name) for node in graph}
+    for node in graph:
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        owner = scopes[-2] if len(scopes) > 1 else ""  # the last is the operation itself
+        if not owner or node.op_type == "Constant":
+            continue
+        name = base = f"{owner}/{node.op_type}"
+        count = 0
+        while name in taken:
+            count += 1
+            name = f"{base}_{count}"
+        taken.add(name)
+        node.name = name
+
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def _split_at_once(graph: ir.Graph) -> None:

@@ -88,6 +88,18 @@ def test_the_file_hardly_grows_and_the_graph_comes_back(name: str, tmp_path: Pat
     assert len(untouched) > len(list(source.graph.graph)) / 4
 
 
+def test_exported_nodes_have_the_names_of_their_modules(tmp_path: Path) -> None:
+    """So that the same names choose the same layers."""
+    model = models.resnet18(weights=None).eval()
+    source = exported(model, (1, 3, 64, 64), tmp_path)
+    choices: list[dict[str, Any]] = [{"start": "layer3"}, {"layers": ["layer4", "maxpool"]}, {"layers": ["layer2.0"]}]
+    for choice in choices:
+        wanted = densify.plan(model, (1, 3, 64, 64), **choice)
+        found = densify.plan(source, (1, 3, 64, 64), **choice)
+        assert found.lattices == wanted.lattices
+        assert [name.rpartition("/")[0] for name in found.layers] == list(wanted.layers)
+
+
 def test_python_and_the_command_line_do_the_same(tmp_path: Path) -> None:
     source = exported(models.squeezenet1_1(weights=None).eval(), (1, 3, 64, 64), tmp_path)
     path = tmp_path / "original.onnx"
