@@ -131,6 +131,12 @@ BETWEEN: dict[str, tuple[list[Node], dict[str, Any]]] = {
          ("Concat", ["d", "c"], ["b"], {"axis": 2})],
         {"zero": np.array([0]), "three": np.array([3]), "end": np.array([2**62]), "rows": np.array([2])},
     ),
+    "flipped": (
+        [op("Slice", "start", "end", "rows", "back")],
+        {"start": np.array([-1]), "end": np.array([-(2**31)]), "rows": np.array([2]), "back": np.array([-1])},
+    ),
+    "reduced over nothing": ([op("ReduceSum", noop_with_empty_axes=1)], {}),
+    "normalised over space": ([op("MeanVarianceNormalization", axes=[2, 3])], {}),
     "channels last": (
         [op("Transpose", perm=[0, 2, 3, 1], out="c"), ("MatMul", ["c", "k"], ["d"], {}), ("Add", ["d", "v"], ["e"], {}),
          ("Softmax", ["e"], ["f"], {"axis": -1}), ("Transpose", ["f"], ["b"], {"perm": [0, 3, 1, 2]})],

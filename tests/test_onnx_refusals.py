@@ -59,6 +59,18 @@ REFUSED: dict[str, tuple[Callable[[], OnnxModel], str]] = {
         lambda: behind_a_pooling(("Softmax", ["p"], ["b"], {"axis": 0})),
         "b: it works across the images of a batch",
     ),
+    "a stride over a flipped map": (
+        lambda: behind_a_pooling(
+            ("Slice", ["p", "start", "end", "rows", "back"], ["f"], {}),
+            ("MaxPool", ["f"], ["b"], {"kernel_shape": [2, 2], "strides": [2, 2]}),
+            start=np.array([-1]), end=np.array([-(2**31)]), rows=np.array([2]), back=np.array([-1]),
+        ),
+        "b: it strides over a map that was flipped",
+    ),
+    "a normalisation of the batch": (
+        lambda: behind_a_pooling(("MeanVarianceNormalization", ["p"], ["b"], {"axes": [0, 2, 3]})),
+        "b: it works across the images of a batch",
+    ),
     "sizes that depend on numbers": (
         lambda: behind_a_pooling(
             ("NonZero", ["p"], ["n"], {}), ("Cast", ["n"], ["f"], {"to": 1}), ("Reshape", ["f", "s"], ["b"], {}),

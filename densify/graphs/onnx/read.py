@@ -13,6 +13,7 @@ import onnx_ir as ir
 from densify.errors import ConversionError, Refusal, RefusedError
 from densify.graphs.onnx import readers  # noqa: F401  (importing them registers them)
 from densify.graphs.onnx.linear import linear
+from densify.graphs.onnx.readers.shapes import mirrored
 from densify.graphs.onnx.registry import Call, Place, reader_of
 from densify.graphs.onnx.values import Known, Values
 from densify.maps import Layout
@@ -206,7 +207,8 @@ class _Reader:
         wide = tuple(max(sizes) for sizes in zip(*(self.places[name].sizes for name in call.maps), strict=True))
         layout, _, sizes = self._found(value, wide)
         scales = tuple(Fraction(n, max(m, 1)) for n, m in zip(sizes, wide, strict=True))
-        return Other(scales, layout, fault="" if self._follows_batch(value) else _NO_BATCH)
+        mirrors = mirrored(call) if layout is Layout.MAP else ()
+        return Other(scales, layout, fault="" if self._follows_batch(value) else _NO_BATCH, mirrors=mirrors)
 
     def _found(self, value: ir.Value, wide: tuple[int, ...]) -> tuple[Layout, tuple[int, ...], tuple[int, ...]]:
         """Layout, order and sizes (0 for a statistic) of an unknown op's result."""

@@ -88,6 +88,10 @@ class Call:
         known = None if one is None else self.known.get(str(one.name))
         return None if known is None else known.numbers
 
+    def given(self, index: int) -> bool:
+        """Whether an input is given."""
+        return index < len(self.node.inputs) and self.node.inputs[index] is not None
+
     def constants(self) -> list[tuple[int, ...]]:
         """The shapes of all inputs that are no tensors of the image."""
         names = [str(one.name) for one in self.node.inputs if one is not None]

@@ -103,6 +103,9 @@ class Values:
             version = max(self.version, _POOLS_RIGHT_SINCE) if node.op_type in _POOLS else self.version
             schema = onnx.defs.get_schema(node.op_type, version, node.domain)
             made = onnx.shape_inference.infer_node_outputs(schema, proto, types, numbers, opset_imports=self._imports)
+            known = all(one.tensor_type.HasField("shape") for one in made.values())
+            if schema.has_function and not known:  # type: ignore[attr-defined]
+                made = self._by_its_body(proto, types, numbers)
         except Exception:  # of many kinds: no such op, or no such shape
             return {}
         found = {name: _of_type(one) for name, one in made.items() if one.HasField("tensor_type")}
@@ -112,6 +115,14 @@ class Values:
         if node.op_type == "Reshape" and first and shapes and shapes[0] and prod(shapes[0]) != prod(first):
             return {}  # a size was written out; the inference does not look at how many numbers there are
         return found
+
+    def _by_its_body(self, proto: Any, types: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str, Any]:
+        """Types of the outputs of an operator that ONNX defines by others alone: inferred as in a graph of its own."""
+        inputs = [onnx.helper.make_value_info(name, one) for name, one in types.items()]
+        outputs = [onnx.ValueInfoProto(name=name) for name in proto.output]
+        graph = onnx.helper.make_graph([proto], "one", inputs, outputs, list(numbers.values()))
+        model = onnx.helper.make_model(graph, opset_imports=self._imports)
+        return {value.name: value.type for value in onnx.shape_inference.infer_shapes(model).graph.output}
 
 
 _POOLS = ("AveragePool", "LpPool", "MaxPool")

@@ -6,7 +6,7 @@ import numpy as np
 
 from densify.graphs.onnx.registry import Call, reads
 from densify.maps import Layout
-from densify.ops import AdaptivePool, Channelwise, GlobalPool, Linear, Op, Unsupported
+from densify.ops import AdaptivePool, Channelwise, GlobalPool, Linear, Op, Pointwise, Unsupported
 
 
 @reads("GlobalAveragePool GlobalMaxPool GlobalLpPool")
@@ -21,8 +21,13 @@ _REDUCTIONS = (
 
 @reads(_REDUCTIONS)
 def reduction(call: Call) -> Op | None:
-    axes = call.axes(input_since=13 if call.node.op_type == "ReduceSum" else 18)
-    reduced = set(axes) if axes is not None else set(range(call.rank))
+    since = 13 if call.node.op_type == "ReduceSum" else 18
+    if call.version >= since and call.given(1) and call.numbers(1) is None:
+        return Unsupported("its axes are computed from the image", "Give it constant axes")
+    axes = call.axes(input_since=since)
+    if not axes and call.node.attributes.get_int("noop_with_empty_axes", 0) == 1:
+        return Pointwise()
+    reduced = set(axes or range(call.rank))
     order, keeps = call.source.order, bool(call.node.attributes.get_int("keepdims", 1))
     if order[0] in reduced:
         return Unsupported("it works across the images of a batch", "Name the other axes")
@@ -31,6 +36,14 @@ def reduction(call: Call) -> Op | None:
     if reduced == set(order[2:]):
         return GlobalPool(keepdim=keeps)
     return Channelwise() if keeps and reduced == {order[1]} else None
+
+
+@reads("MeanVarianceNormalization")
+def normalization(call: Call) -> Op | None:
+    """Its axes are those of the batch and of space, unless it is told others."""
+    if call.source.order and call.source.order[0] in call.integers("axes", (0, 2, 3)):
+        return Unsupported("it works across the images of a batch", "Name the other axes")
+    return None
 
 
 @reads("Gemm")

@@ -27,10 +27,12 @@ def elementwise(call: Call) -> Op | None:
         missing = call.rank - len(shape)
         if missing < 0 or any(dim >= missing and shape[dim - missing] > 1 for dim in spatial):
             return None
+    wide = any(size > 1 for shape in call.constants() for size in shape)
     if len(call.maps) > 1:
         ranks = {len(call.shape(name)) for name in call.maps}
-        return Join() if len(ranks) == 1 else None
-    return Channelwise() if any(size > 1 for shape in call.constants() for size in shape) else Pointwise()
+        plain = not (wide and call.source.layout is Layout.VECTOR)  # vectors have other dimensions in a dense graph
+        return Join() if len(ranks) == 1 and plain else None
+    return Channelwise() if wide else Pointwise()
 
 
 @reads("Dropout")

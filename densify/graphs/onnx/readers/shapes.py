@@ -62,6 +62,14 @@ def slice_(call: Call) -> Op | None:
     return MaxPool(tuple(Window(1, step, low=-start) for start, _, step in sides)) if whole else None
 
 
+def mirrored(call: Call) -> tuple[bool, ...]:
+    """Per spatial axis whether a Slice turns a map around; () for other operators."""
+    bounds = slice_bounds(call) if call.node.op_type == "Slice" and call.source.layout is Layout.MAP else None
+    if bounds is None:
+        return ()
+    return tuple(bounds.get(dim, (0, 0, 1))[2] < 0 for dim in call.source.order[2:])
+
+
 def slice_bounds(call: Call) -> dict[int, tuple[int, int, int]] | None:
     """Per dimension that a Slice names: start, stop and step at the reference size; None where they are not known."""
     given: list[Sequence[int] | None]

@@ -62,7 +62,8 @@ def resize(call: Call) -> Op | None:
     mode = attributes.get_string("mode", "nearest")
     if call.version < 11:
         return _interpolation(call, mode, "asymmetric", "floor", call.numbers(1))
-    if attributes.get_int("antialias", 0) or attributes.get_int("exclude_outside", 0):
+    odd = ("antialias", "exclude_outside", "axes", "keep_aspect_ratio_policy")
+    if any(name in attributes and attributes[name].value not in (0, "stretch") for name in odd):
         return _unknown(call, mode)
     coordinates = attributes.get_string("coordinate_transformation_mode", "half_pixel")
     rounding = attributes.get_string("nearest_mode", "round_prefer_floor")
@@ -96,6 +97,8 @@ def _interpolation(call: Call, mode: str, coordinates: str, rounding: str, scale
     else:
         name, corners = f"{mode} of another kind", False
     factors: tuple[Fraction, ...] = ()
+    if scales is not None and any(scales[dim] != 1 for dim in call.source.order[:2]):
+        return None
     if scales is not None:
         factors = tuple(_fraction(float(scales[dim])) for dim in call.source.order[2:])
     return Interpolation(_scales(call), mode=name, align_corners=corners, factors=factors)
