@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
-import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
@@ -20,6 +18,7 @@ from densify.conversion import Dense
 from densify.graphs.onnx.read import Reading, read
 from densify.onnx_conversion import FORMS
 from densify.onnx_model import OnnxModel
+from densify.onnx_verification import Runtime
 from densify.ops import Windowed
 from densify.planning import walk
 from densify.plans import Network, Plan, Site
@@ -68,14 +67,9 @@ def exported(model: nn.Module, shape: tuple[int, ...], folder: Path) -> OnnxMode
 
 def run(model: ir.Model, x: Tensor, *, optimised: bool = True) -> dict[str, Tensor]:
     """A graph in ONNX Runtime on one input, as the graph takes it."""
-    options = onnxruntime.SessionOptions()
-    level = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
-    names = [value.name for value in session.get_outputs()]
-    made = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    return {name: torch.from_numpy(value) for name, value in zip(names, made, strict=True)}
+    with Runtime() as runtime:
+        (made,) = runtime.run(model, range(x.dim()), [x], optimised=optimised)
+    return made
 
 
 def as_converted(source: OnnxModel, dense: Dense) -> tuple[Reading, Plan]:
