@@ -33,7 +33,7 @@ TRANSFORMERS = ("vit_", "swin", "mvit", "maxvit")
 SIZES = {
     "vgg": ((3, 224, 224), (3, 231, 225)),
     "alexnet": ((3, 224, 224), (3, 231, 225)),
-    "inception": ((3, 139, 139), (3, 171, 147)),
+    "inception": ((3, 299, 299), (3, 301, 331)),
     "": ((3, 96, 96), (3, 129, 101)),
 }
 SLOW_INIT = ("googlenet", "inception_v3")
