@@ -346,3 +346,7 @@ class Unsupported(Op):
 
     reason: str
     remedy: str
+
+
+ALWAYS_LINEAR = (AvgPool, Conv, Crop, Pad, Patches, Same, Shuffle, Transposed)
+"""Ops of which an average of results is the result on the average, but for a constant."""

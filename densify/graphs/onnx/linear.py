@@ -3,24 +3,9 @@
 from __future__ import annotations
 
 from densify.graphs.onnx.registry import Call
-from densify.ops import (
-    AvgPool,
-    Channelwise,
-    Conv,
-    Crop,
-    Interpolation,
-    Join,
-    Op,
-    Pad,
-    Patches,
-    Pointwise,
-    Same,
-    Shuffle,
-    Transposed,
-)
+from densify.ops import ALWAYS_LINEAR, Channelwise, Interpolation, Join, Op, Pointwise
 from densify.rules.upsampling import whole_factors
 
-_ALWAYS = (AvgPool, Conv, Crop, Pad, Patches, Same, Shuffle, Transposed)
 _SUMS = ("Add", "BatchNormalization", "Concat", "Dropout", "Identity", "Mean", "Neg", "Slice", "Split", "Sub", "Sum")
 _PRODUCTS = ("Mul", "Div")
 
@@ -32,7 +17,7 @@ def linear(call: Call, op: Op) -> bool:
     """
     if isinstance(op, Interpolation):
         return whole_factors(op)
-    if isinstance(op, _ALWAYS):
+    if isinstance(op, ALWAYS_LINEAR):
         return True
     if not isinstance(op, Pointwise | Channelwise | Join):
         return False

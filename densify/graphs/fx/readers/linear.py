@@ -9,24 +9,9 @@ from torch import Tensor, nn
 from densify.graphs.fx.readers.pointwise import batch_norm, cat, dropout
 from densify.graphs.fx.readers.shapes import getitem
 from densify.graphs.fx.registry import Call, everywhere, reader_of
-from densify.ops import (
-    AvgPool,
-    Channelwise,
-    Conv,
-    Crop,
-    Interpolation,
-    Join,
-    Op,
-    Pad,
-    Patches,
-    Pointwise,
-    Same,
-    Shuffle,
-    Transposed,
-)
+from densify.ops import ALWAYS_LINEAR, Channelwise, Interpolation, Join, Op, Pointwise
 from densify.rules.upsampling import whole_factors
 
-_ALWAYS = (AvgPool, Conv, Crop, Pad, Patches, Same, Shuffle, Transposed)
 _SUMS = [
     *everywhere("add sub subtract neg contiguous clone detach chunk split"),
     *(operator.add, operator.sub, operator.iadd, operator.isub, operator.neg, "to", "float"),
@@ -47,7 +32,7 @@ def linear(call: Call, op: Op) -> bool:
     """
     if isinstance(op, Interpolation):
         return whole_factors(op)
-    if isinstance(op, _ALWAYS):
+    if isinstance(op, ALWAYS_LINEAR):
         return True
     if not isinstance(op, Pointwise | Channelwise | Join):
         return False
