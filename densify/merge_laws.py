@@ -2,61 +2,79 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from densify.comparison import Check, Judge, Tolerance, difference, named_outputs
-from densify.conversion import Dense
-from densify.graphs.fx.trace import same_tensors
+from densify.comparison import Check, Judge, Tolerance
 from densify.maps import Merged
+from densify.plans import Plan
 from densify.sampling import check_grid, check_size
-from densify.shifts import Shifts, borders
+from densify.shifts import Ops, Shifts, borders
 
 
-def has_merges(dense: Dense) -> bool:
+class Part(Protocol):
+    """A part of a network that returns some of its tensors by name."""
+
+    @property
+    def plan(self) -> Plan:
+        """What was changed in it."""
+
+    def __call__(self, x: Tensor) -> Mapping[str, Tensor]:
+        """The tensors for an image, both [B, C, *spatial]."""
+
+    def errors(self, x: Tensor, made: Mapping[str, Tensor]) -> dict[str, float]:
+        """The relative errors of what it made, against itself in float64, where that can be had."""
+
+
+class Parts(Protocol):
+    """Parts of a dense network, each up to some of its tensors, given by names and keys."""
+
+    runtime: str
+
+    @property
+    def whole(self) -> Part:
+        """The dense network itself."""
+
+    def dense(self, ends: Mapping[str, str]) -> Part:
+        """In the form that is checked."""
+
+    def other(self, ends: Mapping[str, str]) -> Part:
+        """In the other form."""
+
+    def original(self, ends: Mapping[str, str]) -> Part:
+        """With all strides of the original."""
+
+    def ops(self, image: Tensor) -> Ops:
+        """The original's ops."""
+
+
+def has_merges(plan: Plan) -> bool:
     """Whether some tensor is made of several phases, so that law 1 does not hold for it."""
-    return any(step.map.merged is not Merged.NOT for step in dense.plan.steps.values())
+    return any(step.map.merged is not Merged.NOT for step in plan.steps.values())
 
 
 class Merges:
-    """The parts of a dense network before and behind its merges.
+    """The parts of a dense network before and behind its merges."""
 
-    Args:
-        original: what it was converted from.
-        dense: the network.
-    """
-
-    def __init__(self, original: nn.Module, dense: Dense) -> None:
-        self.dense, self.original = dense, original
-        self.ends = borders(dense.plan)
-        self.front = self._part(dense.source, dense.options.form)
-        other = "dilated" if dense.options.form == "fragments" else "fragments"
-        self.other = self._part(dense.source, other)
-        self.plain = self._part(original, "dilated", chosen=False)
-        self.shifts = Shifts(dense)
-        outputs = self.shifts.ends.keys() <= dense.plan.outputs.keys()
-        self.behind = dense if outputs else self._part(dense.source, dense.options.form, ends=self.shifts.ends)
-
-    def _part(
-        self, source: nn.Module, form: str, *, chosen: bool = True, ends: Mapping[str, str] | None = None
-    ) -> Dense:
-        part = self.dense.conversion.cut(self.ends if ends is None else ends, chosen=chosen)
-        part.options = replace(part.options, form=form)
-        return Dense(same_tensors(source), self.dense.origin, part).eval()
+    def __init__(self, parts: Parts) -> None:
+        self.runtime, self.plan = parts.runtime, parts.whole.plan
+        self.ends = borders(self.plan)
+        self.plain, self.front, self.other = (make(self.ends) for make in (parts.original, parts.dense, parts.other))
+        self.shifts = Shifts(self.plan, parts.ops)
+        outputs = self.shifts.ends.keys() <= self.plan.outputs.keys()
+        self.behind = parts.whole if outputs else parts.dense(self.shifts.ends)
 
     def check(self, x: Tensor, name: str, tolerance: Tolerance) -> list[Check]:
         """Laws 1 to 3 on the tensors in front of the merges; then the outputs against brute force."""
-        want, have, other = (self._run(part, x) for part in (self.plain, self.front, self.other))
-        judge = Judge(tolerance, lambda: self._rounding(x, want))
+        want, have, other = (part(x) for part in (self.plain, self.front, self.other))
+        judge = Judge(tolerance, lambda: self.plain.errors(x, want))
         checks = []
         for key, one in self.front.plan.outputs.items():
-            if self.dense.plan.steps[self.ends[key]].op is None:
+            if self.plan.steps[self.ends[key]].op is None:
                 continue  # the image itself
-            labels: dict[str, Any] = {"input": name, "runtime": "torch", "lattice": tuple(map(tuple, one.lattices))}
+            labels: dict[str, Any] = {"input": name, "runtime": self.runtime, "lattice": _lattice(one.lattices)}
             sizes = want[key].shape[2:]
             checks.append(check_grid(judge, want[key], have[key], one, output=key, **labels))
             checks.append(check_size(sizes, have[key], one, {"output": key, **labels}))
@@ -67,24 +85,17 @@ class Merges:
         expected = self.shifts(x, {self.ends[key]: value for key, value in given.items()})
         if not expected:
             return []
-        made = self._run(self.behind, x)
-        judge = Judge(tolerance, lambda: self._rounding_behind(x, made))
+        made = self.behind(x)
+        judge = Judge(tolerance, lambda: self.behind.errors(x, made))
+        outputs = self.behind.plan.outputs
         return [
             judge(
-                value, made[key], law="merges", output=key, input=name, runtime="torch",
-                lattice=tuple(map(tuple, self.behind.plan.outputs[key].lattices)),
+                value, made[key], law="merges", output=key, input=name, runtime=self.runtime,
+                lattice=_lattice(outputs[key].lattices),
             )
             for key, value in expected.items()
         ]  # fmt: skip
 
-    def _run(self, part: nn.Module, x: Tensor) -> dict[str, Tensor]:
-        return dict(named_outputs(part(x.clone())))
 
-    def _rounding(self, x: Tensor, values: Mapping[str, Tensor]) -> dict[str, float]:
-        """The original's own errors in its precision."""
-        precise = self._part(copy.deepcopy(self.original).double(), "dilated", chosen=False)
-        return {key: difference(one, values[key])[1] for key, one in self._run(precise, x.double()).items()}
-
-    def _rounding_behind(self, x: Tensor, values: Mapping[str, Tensor]) -> dict[str, float]:
-        precise = copy.deepcopy(self.behind).double()
-        return {key: difference(one, values[key])[1] for key, one in self._run(precise, x.double()).items()}
+def _lattice(lattices: Any) -> tuple[Any, ...]:
+    return tuple(map(tuple, lattices))

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Protocol
 
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor
 
-from densify.conversion import Dense
-from densify.graphs.fx.probe import run_at
-from densify.graphs.fx.readers.upsampling import transposed_arguments
-from densify.graphs.fx.registry import Call
 from densify.maps import Layout, Merged
 from densify.ops import DenseWindowed, Interpolation, Merge, ShapeOf, Transposed
 from densify.placing import Parts, Phase, placed, read_between, taken_apart, together
@@ -21,6 +18,39 @@ from densify.plans import Plan, Step
 from densify.rules.joins import common, phases_to_take
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a transposed convolution computes with.
+
+    Attributes:
+        weight: [C, K / groups, *spatial].
+        bias: [K], or None.
+        groups: of channels.
+        extra: samples that it makes more than its windows reach, per spatial axis.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    groups: int
+    extra: tuple[int, ...]
+
+
+class Ops(Protocol):
+    """An original's ops by themselves, as they are for images of one shape."""
+
+    def sizes(self, key: str) -> tuple[int, ...]:
+        """The spatial sizes of what an op makes."""
+
+    def run(self, key: str, given: Mapping[str, Tensor]) -> Tensor:
+        """What an op makes of these tensors, by key; the others that it reads follow from sizes and weights.
+
+        Maps are [B, C, *spatial].
+        """
+
+    def kernel(self, key: str, given: Mapping[str, Tensor]) -> Kernel:
+        """What a transposed convolution computes with when it reads these tensors."""
 
 
 def tail(plan: Plan) -> list[str]:
@@ -50,18 +80,21 @@ def borders(plan: Plan) -> dict[str, str]:
 
 
 class Shifts:
-    """The part of a network behind its merges, on every phase by itself."""
+    """The part of a network behind its merges, on every phase by itself.
 
-    def __init__(self, dense: Dense) -> None:
-        self.dense, self.steps = dense, dense.plan.steps
-        self.graph = dense.conversion.graphs[False]
-        self.nodes = {node.name: node for node in self.graph.nodes}
+    Args:
+        plan: the dense network's.
+        ops: the original's, for an image.
+    """
+
+    def __init__(self, plan: Plan, ops: Callable[[Tensor], Ops]) -> None:
+        self.plan, self.steps, self.ops = plan, plan.steps, ops
         self.reached = self._reached()
 
     @property
     def ends(self) -> dict[str, str]:
         """Names and keys of the tensors to compare: the outputs, or where a stride mixes phases before, the merges."""
-        outputs = self.dense.plan.network.outputs
+        outputs = self.plan.network.outputs
         merged = {name: key for name, key in outputs.items() if self.steps[key].map.merged is not Merged.NOT}
         ends = {name: key for name, key in merged.items() if key in self.reached}
         if ends != merged:
@@ -70,7 +103,7 @@ class Shifts:
 
     def _reached(self) -> list[str]:
         """Keys of the tail that follow from phases alone: a stride makes or mixes them, a window of a head has none."""
-        behind, made = tail(self.dense.plan), list[str]()
+        behind, made = tail(self.plan), list[str]()
         for key in behind:
             step = self.steps[key]
             mixes = isinstance(step.op, DenseWindowed) and any(
@@ -89,105 +122,67 @@ class Shifts:
             image: [B, C, *spatial].
             given: the dense maps in front of the merges by key, see :func:`borders`.
         """
-        sizes = run_at(self.graph, self.dense.conversion.root, image.shape, dtype=image.dtype)
+        ops = self.ops(image)
         found = {key: taken_apart(value, self.steps[key].map) for key, value in given.items()}
         for key in self.reached:
-            step = self.steps[key]
-            make = self._merge if isinstance(step.op, Merge) else self._each
-            found[key] = make(step, found, sizes)
+            make = _merge if isinstance(self.steps[key].op, Merge) else _each
+            found[key] = make(self.steps[key], found, ops)
         return {name: together(found[key], self.steps[key].map) for name, key in self.ends.items()}
 
-    def _each(self, step: Step, found: Mapping[str, Parts], sizes: Mapping[fx.Node, Any]) -> Parts:
-        """An op on every phase, with the phases of its operands that have the same shift."""
-        wide = [common(axes) for axes in zip(*(source.axes for source in step.sources), strict=True)]
-        taken = {
-            key: [phases_to_take(*pair) for pair in zip(source.axes, wide, strict=True)]
-            for key, source in zip(step.site.inputs, step.sources, strict=True)
-            if key in found
+
+def _each(step: Step, found: Mapping[str, Parts], ops: Ops) -> Parts:
+    """An op on every phase, with the phases of its operands that have the same shift."""
+    wide = [common(axes) for axes in zip(*(source.axes for source in step.sources), strict=True)]
+    taken = {
+        key: [phases_to_take(*pair) for pair in zip(source.axes, wide, strict=True)]
+        for key, source in zip(step.site.inputs, step.sources, strict=True)
+        if key in found
+    }
+    made: Parts = {}
+    for phase in product(*(range(axis.lattice.stride) for axis in step.map.axes)):
+        own = {
+            key: found[key][tuple(each[r] for each, r in zip(phases, phase, strict=True))]
+            for key, phases in taken.items()
         }
-        made: Parts = {}
-        for phase in product(*(range(axis.lattice.stride) for axis in step.map.axes)):
-            own = {
-                key: found[key][tuple(each[r] for each, r in zip(phases, phase, strict=True))]
-                for key, phases in taken.items()
-            }
-            made[phase] = self._call(self.nodes[step.site.key], self._values(own, sizes))
-        return made
-
-    def _merge(self, step: Step, found: Mapping[str, Parts], sizes: Mapping[fx.Node, Any]) -> Parts:
-        """An upsampling: what the original makes of every phase at its place, or the dense map read in between."""
-        merge, node = step.op, self.nodes[step.site.key]
-        assert isinstance(merge, Merge)
-        if isinstance(merge.op, Interpolation) and merge.how == "resample":
-            x = together(found[step.site.inputs[0]], step.sources[0])
-            return taken_apart(read_between(x, merge, merge.op, sizes[node].shape[2:]), step.map)
-        averaged = isinstance(merge.op, Transposed) and merge.how == "average"
-        read = step.site.inputs[:1] if isinstance(merge.op, Interpolation) else step.site.inputs
-
-        def run(phase: Phase) -> Tensor:
-            value = self._values({key: found[key][phase] for key in read}, sizes)
-            made: Tensor = self._uncropped(step, value) if averaged else self._call(node, value)
-            return made
-
-        counts = [spread.est if merge.how == "average" else spread.left for spread in merge.spreads]
-        whole = placed(((phase, run(phase)) for phase in product(*map(range, counts))), merge, counts)
-        if averaged:
-            whole = self._finished(step, merge, whole, self._values({}, sizes))
-        return taken_apart(whole, step.map)
-
-    def _values(self, own: Mapping[str, Any], sizes: Mapping[fx.Node, Any]) -> Callable[[fx.Node], Any]:
-        """What a node is: a phase of a map, a number that follows from sizes, or what the program makes of weights."""
-
-        def value(node: fx.Node) -> Any:
-            if node.name in own:
-                return own[node.name]
-            if node.op == "get_attr":
-                return _attribute(self.dense.source, str(node.target))
-            known = sizes.get(node)
-            return known if known is not None and not isinstance(known, Tensor) else self._call(node, value)
-
-        return value
-
-    def _call(self, node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), value)
-        if node.op == "call_module":
-            return self.dense.source.get_submodule(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
-
-    def _given(self, step: Step, value: Callable[[fx.Node], Any], *names: str) -> dict[str, Any]:
-        """Arguments of a transposed convolution."""
-        node = self.nodes[step.site.key]
-        module = self.dense.source.get_submodule(str(node.target)) if node.op == "call_module" else None
-        given = transposed_arguments(Call(node, module, (self.nodes[step.site.inputs[0]],)))
-        return {name: fx.map_arg(given[name], value) for name in names}
-
-    def _uncropped(self, step: Step, value: Callable[[fx.Node], Any]) -> Tensor:
-        """A transposed convolution of one phase, before its padding is cropped and its bias added."""
-        op, x = step.site.op, value(self.nodes[step.site.inputs[0]])
-        assert isinstance(op, Transposed)
-        given = self._given(step, value, "weight", "groups", "output_size")
-        extra = list(op.extra)
-        if given["output_size"] is not None:
-            wanted = list(given["output_size"])[-len(extra) :]
-            pairs = zip(x.shape[2:], wanted, op.windows, strict=True)
-            extra = [m - ((n - 1) * w.stride - 2 * w.low + w.span + 1) for n, m, w in pairs]
-        strides, dilations = [w.stride for w in op.windows], [w.dilation for w in op.windows]
-        return _TRANSPOSED[len(extra)](x, given["weight"], None, strides, 0, extra, given["groups"], dilations)
-
-    def _finished(self, step: Step, merge: Merge, y: Tensor, value: Callable[[fx.Node], Any]) -> Tensor:
-        op = step.site.op
-        assert isinstance(op, Transposed)
-        for axis, (window, spread) in enumerate(zip(op.windows, merge.spreads, strict=True)):
-            crop = window.low * spread.left
-            y = y.narrow(2 + axis, crop, y.shape[2 + axis] - 2 * crop)
-        bias = self._given(step, value, "bias")["bias"]
-        return y if bias is None else y + bias.view(-1, *[1] * len(op.windows))
+        made[phase] = ops.run(step.site.key, own)
+    return made
 
 
-def _attribute(root: Any, path: str) -> Any:
-    for name in path.split("."):
-        root = getattr(root, name)
-    return root
+def _merge(step: Step, found: Mapping[str, Parts], ops: Ops) -> Parts:
+    """An upsampling: what the original makes of every phase at its place, or the dense map read in between."""
+    merge, key = step.op, step.site.key
+    assert isinstance(merge, Merge)
+    if isinstance(merge.op, Interpolation) and merge.how == "resample":
+        x = together(found[step.site.inputs[0]], step.sources[0])
+        return taken_apart(read_between(x, merge, merge.op, ops.sizes(key)), step.map)
+    averaged = isinstance(merge.op, Transposed) and merge.how == "average"
+    read = step.site.inputs[:1] if isinstance(merge.op, Interpolation) else step.site.inputs
+
+    def run(phase: Phase) -> Tensor:
+        own = {one: found[one][phase] for one in read}
+        return _uncropped(step, own, ops) if averaged else ops.run(key, own)
+
+    counts = [spread.est if merge.how == "average" else spread.left for spread in merge.spreads]
+    whole = placed(((phase, run(phase)) for phase in product(*map(range, counts))), merge, counts)
+    if averaged:
+        first = {one: found[one][(0,) * len(counts)] for one in read}
+        whole = _finished(step, merge, whole, ops.kernel(key, first).bias)
+    return taken_apart(whole, step.map)
+
+
+def _uncropped(step: Step, own: Mapping[str, Tensor], ops: Ops) -> Tensor:
+    """A transposed convolution of one phase, before its padding is cropped and its bias added."""
+    op, kernel = step.site.op, ops.kernel(step.site.key, own)
+    assert isinstance(op, Transposed)
+    strides, dilations = [w.stride for w in op.windows], [w.dilation for w in op.windows]
+    x, extra = own[step.site.inputs[0]], kernel.extra
+    return _TRANSPOSED[len(extra)](x, kernel.weight, None, strides, 0, extra, kernel.groups, dilations)
+
+
+def _finished(step: Step, merge: Merge, y: Tensor, bias: Tensor | None) -> Tensor:
+    op, crops = step.site.op, list[int]()
+    assert isinstance(op, Transposed)
+    for window, spread in zip(op.windows, merge.spreads, strict=True):
+        crops = [-window.low * spread.left, -window.high * spread.left, *crops]
+    y = F.pad(y, crops)
+    return y if bias is None else y + bias.view(-1, *[1] * len(op.windows))

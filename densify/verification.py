@@ -32,6 +32,7 @@ from densify.graphs.fx.trace import same_tensors
 from densify.maps import Map, Merged
 from densify.merge_laws import Merges, has_merges
 from densify.ops import AdaptivePool, Flatten, Identity
+from densify.parts import DenseParts
 from densify.planning import at_sizes
 from densify.plans import Plan
 from densify.recipe import Options, Origin
@@ -83,7 +84,7 @@ def verify(
     checks = [_weights(original, dense)]
     with evaluating(original, dense, probe):
         reference = Reference(original, probe)
-        merges = Merges(original, probe) if has_merges(probe) else None
+        merges = Merges(DenseParts(original, probe)) if has_merges(probe.plan) else None
         other = _other_form(probe)
         checks += reference.check(tolerance)
         for index, sample in enumerate(samples):

@@ -18,7 +18,7 @@ from densify.conversion import Dense
 from densify.graphs.onnx.read import Reading, read
 from densify.onnx_conversion import FORMS
 from densify.onnx_model import OnnxModel
-from densify.onnx_verification import Runtime
+from densify.onnx_runtime import Runtime
 from densify.ops import Windowed
 from densify.planning import walk
 from densify.plans import Network, Plan, Site

@@ -1,0 +1,107 @@
+"""The nodes of an ONNX graph by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from densify.graphs.onnx.read import Reading, image_of
+from densify.graphs.onnx.values import Values
+from densify.maps import Layout
+from densify.onnx_file import OnnxSession
+from densify.onnx_runtime import Runtime
+from densify.ops import Transposed
+from densify.shifts import Kernel
+
+
+class OnnxOps:
+    """:class:`densify.shifts.Ops` of an ONNX graph: its own nodes in ONNX Runtime, without optimisations.
+
+    Args:
+        runtime: where they run.
+        model: the graph.
+        reading: what it was read as.
+        image: [B, C, *spatial].
+    """
+
+    def __init__(self, runtime: Runtime, model: ir.Model, reading: Reading, image: Tensor) -> None:
+        self.runtime, self.model, self.reading = runtime, model, reading
+        shape = [image.shape[reading.order.index(dim)] for dim in range(image.dim())]
+        self.known = Values(model, image_of(model)).at(shape)
+        self.producers = {str(value.name): node for node in model.graph for value in node.outputs}
+        self._sessions: dict[tuple[str, ...], OnnxSession] = {}
+
+    def sizes(self, key: str) -> tuple[int, ...]:
+        shape = self.known[key].shape
+        assert shape is not None
+        return tuple(shape[dim] for dim in self.reading.places[key].order[2:])
+
+    def run(self, key: str, given: Mapping[str, Tensor]) -> Tensor:
+        own = {name: self._own(name, x) for name, x in given.items()}
+        made, place = self._run(key, own), self.reading.places[key]
+        return made.permute(*place.order) if self._is_map(key, made) else made
+
+    def kernel(self, key: str, given: Mapping[str, Tensor]) -> Kernel:
+        node, op = self.producers[key], self.reading.network.sites[key].op
+        assert isinstance(op, Transposed)
+        weight, *bias = [self._run(str(one.name), {}) for one in node.inputs[1:] if one is not None]
+        return Kernel(weight, bias[0] if bias else None, node.attributes.get_int("group", 1), op.extra)
+
+    def _own(self, name: str, x: Tensor) -> Tensor:
+        """A tensor in the graph's own order of dimensions."""
+        order = self.reading.places[name].order
+        return x.permute([order.index(dim) for dim in range(x.dim())]) if self._is_map(name, x) else x
+
+    def _is_map(self, name: str, x: Tensor) -> bool:
+        place = self.reading.places[name]
+        return place.layout is Layout.MAP and len(place.order) == x.dim()
+
+    def _run(self, name: str, given: Mapping[str, Tensor]) -> Tensor:
+        """A value of the graph, where these are others; all else follows from sizes and weights."""
+        key = (name, *sorted(given))
+        if key not in self._sessions:
+            self._sessions[key] = self.runtime.session(self._part(name, given), optimised=False)
+        session = self._sessions[key]
+        (made,) = session(*(given[one].contiguous().numpy() for one in session.inputs))
+        return torch.from_numpy(made)
+
+    def _part(self, name: str, given: Iterable[str]) -> onnx.ModelProto:
+        """The nodes that a value is made by, from the given ones, weights and what follows from sizes."""
+        nodes: dict[int, ir.Node] = {}
+        weights: dict[str, onnx.TensorProto] = {}
+        stack = [name]
+        while stack:
+            one = stack.pop()
+            if one in given or one in weights:
+                continue
+            value, known = self.model.graph.initializers.get(one), self.known.get(one)
+            if value is not None and value.const_value is not None:
+                weights[one] = self.runtime.initializer(one, value.const_value)
+            elif known is not None and known.numbers is not None:
+                weights[one] = onnx.numpy_helper.from_array(np.asarray(known.numbers), one)
+            else:
+                node = self.producers[one]
+                nodes[id(node)] = node
+                stack += [str(other.name) for other in node.inputs if other is not None]
+        order = [ir.to_proto(node) for node in self.model.graph if id(node) in nodes]
+        if not order:  # the value is a weight
+            order = [onnx.helper.make_node("Identity", [name], [_MADE])]
+        made = order[-1].output[0] if order[-1].output[0] == _MADE else name
+        value_of = onnx.helper.make_tensor_value_info
+        graph = onnx.helper.make_graph(
+            order,
+            "part",
+            [value_of(one, self.known[one].dtype.value, None) for one in given],
+            [value_of(made, self.known[name].dtype.value, None)],
+            list(weights.values()),
+        )
+        opset = onnx.helper.make_opsetid("", self.model.opset_imports[""])
+        return onnx.helper.make_model(graph, opset_imports=[opset], ir_version=self.model.ir_version)
+
+
+_MADE = "densify.made"

@@ -1,0 +1,131 @@
+"""Graphs whose upsamplings average or resample: verified by brute force, the graph's own nodes on every phase."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from laws.onnx import Node, graph, integers
+
+from densify.comparison import Report
+from densify.errors import UsageError
+from densify.graphs.onnx import layers
+from densify.onnx_conversion import convert_onnx
+from densify.onnx_model import OnnxModel
+from densify.onnx_verification import verify_onnx_laws
+from densify.samples import Sample
+
+POOL = {"kernel_shape": [2, 2], "strides": [2, 2]}
+FRONT: list[Node] = [
+    ("Conv", ["input", "first"], ["a"], {"pads": [1, 1, 1, 1]}),
+    ("MaxPool", ["a"], ["y"], POOL),
+    ("Conv", ["y", "second"], ["b"], {"pads": [1, 1, 1, 1]}),
+    ("MaxPool", ["b"], ["z"], POOL),
+]
+WEIGHTS: dict[str, Any] = {
+    "first": integers(4, 2, 3, 3), "second": integers(4, 4, 3, 3, seed=1), "kernel": integers(4, 4, 4, 3, seed=2),
+    "grouped": integers(4, 2, 3, 3, seed=3), "bias": integers(4, seed=4), "last": integers(3, 4, 1, 1, seed=5),
+    "scales": integers(4, least=2, most=2) * [0.5, 0.5, 1, 1], "slope": integers(4, 4, seed=6),
+}  # fmt: skip
+UP: Node = ("ConvTranspose", ["z", "kernel", "bias"], ["u"], {"strides": [2, 2], "pads": [1, 0, 1, 1]})
+DOUBLED: dict[str, Any] = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+
+TAILS: dict[str, list[Node]] = {
+    "alone": [("ConvTranspose", ["z", "kernel", "bias"], ["output"], UP[3])],
+    "padded on one side": [
+        ("ConvTranspose", ["z", "kernel"], ["u"], {"strides": [2, 2], "pads": [2, 0, 0, 1]}),
+        ("Relu", ["u"], ["output"], {}),
+    ],
+    "as large as a stride": [
+        ("ConvTranspose", ["z", "kernel"], ["u"], {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+        ("Add", ["u", "y"], ["output"], {}),
+    ],
+    "groups, longer": [
+        ("ConvTranspose", ["z", "grouped", "bias"], ["output"],
+         {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1], "group": 2}),
+    ],
+    "a skip and a convolution": [
+        UP, ("Add", ["u", "y"], ["v"], {}), ("Conv", ["v", "last"], ["w"], {}), ("Relu", ["w"], ["output"], {}),
+    ],
+    "interpolated": [
+        ("Resize", ["z", "", "scales"], ["u"], DOUBLED), ("Mul", ["u", "y"], ["v"], {}),
+        ("Conv", ["v", "last"], ["output"], {}),
+    ],
+    "channels last": [
+        ("Resize", ["z", "", "scales"], ["u"], DOUBLED), ("Transpose", ["u"], ["v"], {"perm": [0, 2, 3, 1]}),
+        ("MatMul", ["v", "slope"], ["w"], {}), ("Softmax", ["w"], ["output"], {"axis": -1}),
+    ],
+    "to the size of another": [
+        ("Shape", ["y"], ["whole"], {}), ("Shape", ["z"], ["small"], {}),
+        ("Slice", ["whole", "two", "four"], ["rest"], {}), ("Slice", ["small", "zero", "two"], ["front"], {}),
+        ("Concat", ["front", "rest"], ["sizes"], {"axis": 0}), ("Resize", ["z", "", "", "sizes"], ["u"], DOUBLED),
+        ("Concat", ["u", "y"], ["output"], {"axis": 1}),
+    ],
+    "twice": [
+        UP, ("Relu", ["u"], ["v"], {}), ("Resize", ["v", "", "scales"], ["w"], DOUBLED),
+        ("MaxPool", ["w"], ["output"], {"kernel_shape": [3, 3]}),
+    ],
+}  # fmt: skip
+NUMBERS = {"zero": [0], "two": [2], "four": [4]}
+SIZES = ((2, 16, 20), (1, 24, 12))
+
+
+def source(name: str) -> OnnxModel:
+    nodes = [*FRONT, *TAILS[name]]
+    read = {one for _, inputs, _, _ in nodes for one in inputs}
+    weights = {**WEIGHTS, **{key: torch.tensor(numbers).numpy() for key, numbers in NUMBERS.items()}}
+    weights["scales"] = weights["scales"].astype("f")
+    return graph(nodes, {key: value for key, value in weights.items() if key in read}, ("N", 2, "H", "W"))
+
+
+def report(made_of: OnnxModel, how: str, form: str = "dilated", original: OnnxModel | None = None) -> Report:
+    dense = convert_onnx(made_of, (2, 16, 20), output_stride=1, merge=how, form=form)
+    assert dense.lattices["output"].merged
+    images = [torch.from_numpy(integers(batch, 2, *size, seed=7)) for batch, *size in SIZES]
+    return verify_onnx_laws(original, dense, [Sample(str(list(x.shape)), x) for x in images])
+
+
+PLACED = "to the size of another"  # whose shifts have no average on its samples
+PAIRS = [(name, how) for name in TAILS for how in ("average", "resample") if (name, how) != (PLACED, "average")]
+
+
+@pytest.mark.parametrize("form", ["dilated", "fragments"])
+@pytest.mark.parametrize(("name", "how"), PAIRS)
+def test_brute_force(name: str, how: str, form: str) -> None:
+    found = report(source(name), how, form)
+    assert found, found.failed
+    checked = {(check.law, check.output) for check in found.checks}
+    assert ("merges", "output") in checked
+    assert {("grid", "z"), ("size", "z"), ("phases", "z")} <= checked
+
+
+@pytest.mark.parametrize(("how", "layer"), [("average", "spread_phases"), ("resample", "resample")])
+def test_a_wrong_layer_of_both_forms_is_found(how: str, layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that reads its map backwards: only brute force tells."""
+    right = getattr(layers, layer)
+
+    def wrong(x: Any, *rest: Any) -> Any:
+        ends = [x.tape.integers([one]) for one in (-1, -(2**31), 2, -1)]
+        return right(x.op("Slice", ends), *rest)
+
+    monkeypatch.setattr(layers, layer, wrong)
+    found = report(source("interpolated"), how)
+    assert {check.law for check in found.failed} == {"merges"}
+
+
+def test_an_original_with_another_tail_is_found() -> None:
+    """Nothing but its nodes tells the two apart."""
+    made_of, other = source("interpolated"), source("interpolated")
+    tail = next(node for node in other.graph.graph if node.op_type == "Mul")
+    tail.op_type = "Add"
+    found = report(made_of, "average", original=other)
+    assert {check.law for check in found.failed} == {"merges"}
+
+
+def test_an_original_without_those_tensors_is_refused() -> None:
+    made_of, other = source("interpolated"), source("interpolated")
+    pool = next(node for node in other.graph.graph if node.outputs[0].name == "z")
+    pool.outputs[0].name = "elsewhere"
+    with pytest.raises(UsageError, match="has no tensor 'z': the dense network was made of another graph"):
+        report(made_of, "average", original=other)
