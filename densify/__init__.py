@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from densify.checkpoint import load
     from densify.conversion import Dense
     from densify.errors import DensifyError
-    from densify.exporting import export
     from densify.extending import pointwise, rule, sliding_window
-    from densify.front import convert, inspect, inverse, load_onnx, plan, save, verify
+    from densify.front import convert, export, inspect, inverse, load_onnx, plan, save, verify
     from densify.lattice import Lattice
     from densify.onnx_conversion import DenseOnnx
     from densify.onnx_model import OnnxModel
@@ -26,7 +25,7 @@ _HOMES = {
     "Lattice": "lattice",
     "OnnxModel": "onnx_model",
     "convert": "front",
-    "export": "exporting",
+    "export": "front",
     "inspect": "front",
     "inverse": "front",
     "load": "checkpoint",

@@ -30,6 +30,7 @@ _MEANING = {
     "forms": "both forms of the network compute the same",
     "merges": "the output is what brute force makes of the maps in front of the merges, every phase by itself",
     "onnx": "ONNX Runtime equals torch",
+    "half": "the graph in float16 equals that in float32, as far as float16 goes",
     "same": "both networks have the same outputs",
 }
 

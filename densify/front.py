@@ -8,23 +8,23 @@ from typing import TypedDict, Unpack, overload
 
 from torch import Tensor, nn
 
-from densify import checkpoint, conversion, verification
+from densify import checkpoint, conversion, exporting, verification
 from densify.comparison import Report
 from densify.conversion import Dense, Example, shape_of
 from densify.errors import UsageError
-from densify.files import check_writable, write_atomically
 from densify.onnx_conversion import (
     DenseOnnx,
     OnnxConversion,
     convert_onnx,
-    metadata_of,
     opened,
     options_of,
     survey_onnx,
 )
-from densify.onnx_model import OnnxModel, write_checked
+from densify.onnx_export import ExportResult
+from densify.onnx_model import OnnxModel
 from densify.onnx_packing import inverse_onnx
 from densify.onnx_verification import verify_onnx_laws
+from densify.onnx_writing import export_graph, save_graph
 from densify.plans import Plan
 from densify.recipe import Recipe
 from densify.samples import Sample
@@ -136,14 +136,50 @@ def save(
     if isinstance(model, nn.Module):
         checkpoint.save(model, path, recipe=recipe, overwrite=overwrite)
         return
-    target = Path(path)
-    check_writable([target], overwrite)
-    if target.suffix != ".onnx":
-        raise UsageError(f"{target}: a graph is written as .onnx.")
-    if isinstance(model, DenseOnnx):
-        model.graph.metadata_props.update(metadata_of(model))
-    graph = model.graph
-    write_atomically(target, lambda place: write_checked(graph, place), overwrite=overwrite)
+    save_graph(model, Path(path), overwrite=overwrite)
+
+
+class Written(TypedDict, total=False):
+    """How an ONNX file is written, see :func:`densify.exporting.export`."""
+
+    target: str
+    opset: int | None
+    static: bool
+    half: bool
+    overwrite: bool
+
+
+@overload
+def export(
+    model: nn.Module,
+    path: str | Path,
+    example: Example | None = ...,
+    *,
+    recipe: Recipe | None = ...,
+    **how: Unpack[Written],
+) -> ExportResult: ...
+@overload
+def export(model: DenseOnnx, path: str | Path, **how: Unpack[Written]) -> ExportResult: ...
+def export(
+    model: nn.Module | DenseOnnx,
+    path: str | Path,
+    example: Example | None = None,
+    *,
+    recipe: Recipe | None = None,
+    **how: Unpack[Written],
+) -> ExportResult:
+    """Write a network to an ONNX file, for a target.
+
+    Args:
+        model: a dense network or a plain model, see :func:`densify.exporting.export`; or a dense graph, see
+            :func:`densify.onnx_writing.export_graph`, which brings its own size and recipe.
+        how: target, opset, static, half, overwrite.
+    """
+    if isinstance(model, nn.Module):
+        return exporting.export(model, path, example, recipe=recipe, **how)
+    if example is not None or recipe is not None:
+        raise UsageError("a dense ONNX graph has its own size and recipe: leave example and recipe out.")
+    return export_graph(model, Path(path), **how)
 
 
 def load_onnx(path: str | Path) -> DenseOnnx | OnnxModel:

@@ -5,27 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
+import torch
 
 from densify.choose import Choice, check, choose, survey, thresholds
 from densify.conversion import Position, check_options, positions
 from densify.errors import CheckpointError, TargetError, UsageError
 from densify.graphs.onnx.dilated import DilatedWriter
 from densify.graphs.onnx.fragments import FragmentWriter
-from densify.graphs.onnx.read import Reading, read
+from densify.graphs.onnx.read import Reading, read, spatial_dims
 from densify.heads import apply_head
-from densify.maps import Lattices, Layout
+from densify.maps import Lattices
 from densify.onnx_file import raw_bytes, unmap
-from densify.onnx_metadata import placement
-from densify.onnx_model import ORIGINAL_KEY, OnnxModel, at_opset, reference_shape
-from densify.onnx_packing import inverse_onnx, packed
+from densify.onnx_graph import fold_sizes
+from densify.onnx_half import graph_to_half
+from densify.onnx_model import OnnxModel, at_opset, reference_shape
+from densify.onnx_packing import inverse_onnx
 from densify.planning import walk
 from densify.plans import Plan
 from densify.recipe import Options, Origin, Recipe, digest_of
 from densify.targets import Target
 from densify.targets import check as check_target
-from densify.weights import RECIPE_KEY
 
 FORMS = {"dilated": DilatedWriter, "fragments": FragmentWriter}
 
@@ -94,43 +96,94 @@ class OnnxConversion:
         self.plan = walk(cut, chosen, padding=options.padding, head=options.head, merge=options.merge)
 
 
-def build_onnx(source: OnnxModel, options: Options, origin: Origin, *, shifts: bool = False) -> DenseOnnx:
+def build_onnx(
+    source: OnnxModel, options: Options, origin: Origin, *, shifts: bool = False, opset: int | None = None
+) -> DenseOnnx:
     """Convert a graph; errors as :func:`densify.convert`.
 
     Args:
         shifts: whether dilated max pooling is written as maxima of shifted views.
+        opset: of the dense graph; default the source's, or the first that has what is written.
+
+    Raises:
+        UsageError: the opset is older than the source's, or than what is written.
     """
-    found = OnnxConversion(source, options)
-    writer = FORMS[options.form](source.copy(), found.reading, found.plan, shifts=shifts)
-    graph = writer.run()
-    if writer.tape.required > source.opset:
-        found = OnnxConversion(at_opset(source, writer.tape.required), options)
-        graph = FORMS[options.form](found.source.copy(), found.reading, found.plan, shifts=shifts).run()
+    if opset is not None and opset < source.opset:
+        raise UsageError(
+            f"opset {opset}: {source.name} is of {source.opset}, and is not taken back. Ask for a later one."
+        )
+    found = OnnxConversion(source if opset in (None, source.opset) else at_opset(source, opset), options)
+    writer = FORMS[options.form](found.source.copy(), found.reading, found.plan, shifts=shifts)
+    graph, required = writer.run(), writer.tape.required
+    if required > found.source.opset:
+        if opset is not None:
+            raise UsageError(f"opset {opset}: what is written needs {required}. Ask for that, or leave it out.")
+        return build_onnx(source, options, origin, shifts=shifts, opset=required)
     return DenseOnnx(source, graph, found.reading, found.plan, options, origin)
 
 
-def build_for(source: OnnxModel, options: Options, origin: Origin, target: Target) -> DenseOnnx:
+def build_for(
+    source: OnnxModel,
+    options: Options,
+    origin: Origin,
+    target: Target,
+    *,
+    opset: int | None = None,
+    static: bool = False,
+    half: bool = False,
+) -> DenseOnnx:
     """Convert a graph for a runtime; one that refuses the dilated form gets the other where that may be.
 
+    Args:
+        opset: as for :func:`build_onnx`.
+        static: for images of the reference shape alone; what follows from sizes is computed.
+        half: in float16, the original to go back to as well.
+
     Raises:
-        UsageError: the target takes the fragments form alone, which the padding does not allow.
+        UsageError: the target takes the fragments form alone, which the padding does not allow; the opset; a graph for
+            `half` that is not in float32.
+        ConversionError: a weight or a constant that float16 cannot hold.
         TargetError: the graph holds what the target refuses.
     """
+    if half:
+        source = in_half(source)
+        origin = replace(origin, tensors=origin_of(source).tensors)
+    if static:
+        source = source.fixed([options.shape[one] for one in _back(spatial_dims(source.graph))])
     wanted = replace(options, form=target.form or options.form)
-    shifts = target.max_pool == "shifts"
-    dense = build_onnx(source, wanted, origin, shifts=shifts)
+    how: dict[str, Any] = {"shifts": target.max_pool == "shifts", "opset": opset}
+    dense = build_onnx(source, wanted, origin, **how)
     try:
         check_target(dense.graph, target)
     except TargetError as refused:
         if wanted.form == "fragments" or wanted.padding != "full":
             raise
-        other = build_onnx(source, replace(wanted, form="fragments"), origin, shifts=shifts)
+        dense = build_onnx(source, replace(wanted, form="fragments"), origin, **how)
         try:
-            check_target(other.graph, target)
+            check_target(dense.graph, target)
         except TargetError:
             raise refused from None
-        return other
+    if static:
+        fold_sizes(dense.graph)
     return dense
+
+
+def in_half(source: OnnxModel) -> OnnxModel:
+    """A float32 graph in float16; see :func:`densify.onnx_half.graph_to_half`.
+
+    Raises:
+        UsageError: it is in another type.
+        ConversionError: a weight or a constant that float16 cannot hold.
+    """
+    if source.dtype != torch.float32:
+        raise UsageError(f"{source.name}: takes {source.dtype}; float16 is made of graphs in float32. Leave half out.")
+    made = source.copy()
+    graph_to_half(made)
+    return OnnxModel(made, source.name)
+
+
+def _back(order: Sequence[int]) -> list[int]:
+    return [order.index(dim) for dim in range(len(order))]
 
 
 def convert_onnx(
@@ -219,20 +272,3 @@ def opened(file: OnnxModel) -> DenseOnnx:
             "Convert the original again."
         )
     return DenseOnnx(source, file.graph, found.reading, found.plan, recipe.options, recipe.origin)
-
-
-def metadata_of(dense: DenseOnnx) -> dict[str, str]:
-    """What a file of a dense network says: its recipe, where its predictions lie, and the graph to go back to."""
-    places = {name: dense.reading.places[key] for name, key in dense.plan.network.outputs.items()}
-    orders = {name: place.order for name, place in places.items() if place.layout is Layout.MAP}
-    spatial = 0 if dense.options.head == "average" else len(dense.options.shape) - 2
-    where = placement(
-        dense.lattices,
-        {name: tuple(tuple(axis) for axis in axes) for name, axes in dense.positions.items()},
-        dict.fromkeys(dense.lattices, 2 + spatial),
-        orders=orders,
-        mean=dense.origin.mean,
-        std=dense.origin.std,
-    )
-    about = {RECIPE_KEY: dense.recipe.to_json(), ORIGINAL_KEY: packed(dense.source)}
-    return {**dense.source.metadata, **about, **where}

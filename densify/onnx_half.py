@@ -17,6 +17,7 @@ from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor
 
 from densify.errors import ConversionError
+from densify.onnx_file import to_torch
 from densify.onnx_graph import all_values
 
 _LARGEST = float(np.finfo(np.float16).max)
@@ -49,6 +50,53 @@ def half_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
+def graph_to_half(model: ir.Model) -> None:
+    """Bring a float32 graph that anyone exported to float16, as :func:`to_half` does.
+
+    Initializers that never meet the image keep their numbers: scales, coordinates, what sizes are computed with. Those
+    of a single number are brought to float16 as constants are.
+
+    Raises:
+        ConversionError: a weight or a constant past 65504, or an op whose types are not known.
+    """
+    state = {}
+    for name, tensor in _weights(model).items():
+        single = tensor.size == 1
+        state[name] = torch.from_numpy(_half_constant(tensor.numpy(), name)) if single else to_torch(tensor)
+    to_half(model, half_state(state))
+
+
+def _weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """The initializers that meet the image, by themselves or through nodes that read nothing but initializers."""
+    graph, found = model.graph, set[str]()
+    images = {value for value in graph.inputs if value.name not in graph.initializers}
+    sources = {value: {str(value.name)} for value in graph.initializers.values()}
+    for node in graph:
+        read = [value for value in node.inputs if value is not None]
+        if node.op_type in ("Shape", "Size"):
+            continue
+        if images.intersection(read):
+            images.update(node.outputs)
+            found.update(*(sources[value] for value in _of_any_type(model, node) if value in sources))
+        elif all(value in sources for value in read):
+            sources.update(dict.fromkeys(node.outputs, set[str]().union(*(sources[value] for value in read))))
+    tensors = {name: graph.initializers[name].const_value for name in graph.initializers if name in found}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None and tensor.dtype == _FLOAT}
+
+
+def _of_any_type(model: ir.Model, node: ir.Node) -> list[ir.Value]:
+    """The inputs of a node that may be float16."""
+    schema = _schema(model, node)
+    allowed = _allowed(schema)
+    kinds = [(value, _formal(schema.inputs, place).type_str) for place, value in enumerate(node.inputs)]
+    return [value for value, kind in kinds if value is not None and allowed.get(kind, False)]
+
+
+def _allowed(schema: Any) -> dict[str, bool]:
+    """An op's type variables, and whether they may be float16."""
+    return {one.type_param_str: bool(_TYPES & set(one.allowed_type_strs)) for one in schema.type_constraints}
+
+
 def to_half(model: ir.Model, state: Mapping[str, Tensor]) -> None:
     """Bring a float32 graph to float16: inputs, weights, what is made of them, and the outputs.
 
@@ -56,8 +104,8 @@ def to_half(model: ir.Model, state: Mapping[str, Tensor]) -> None:
     smallest number, and float32's extremes (the padding of a maximum) become its own.
 
     Args:
-        model: the graph, nodes in topological order; its initializers are entries of the state.
-        state: of `half_state`.
+        model: the graph, nodes in topological order.
+        state: of `half_state`, the initializers that become float16.
 
     Raises:
         ConversionError: a constant past 65504, or an op whose types are not known.
@@ -65,10 +113,12 @@ def to_half(model: ir.Model, state: Mapping[str, Tensor]) -> None:
     graph = model.graph
     _complete_types(model)
     for value in graph.inputs:
-        _set(value, _HALF)
+        if value.name not in graph.initializers:
+            _set(value, _HALF)
     for name, value in graph.initializers.items():
-        value.const_value = TorchTensor(state[str(name)].detach(), name=name)
-        _set(value, _HALF)
+        if name in state:
+            value.const_value = TorchTensor(state[name].detach(), name=name)
+            _set(value, _HALF)
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     for node in list(graph):
         if node.op_type == "CastLike" and node.domain == "":
@@ -94,7 +144,7 @@ def _convert(model: ir.Model, node: ir.Node, casts: dict[tuple[ir.Value, ir.Data
     if not any(_is(value, _HALF) for value in node.inputs):
         return
     schema = _schema(model, node)
-    allowed = {one.type_param_str: bool(_TYPES & set(one.allowed_type_strs)) for one in schema.type_constraints}
+    allowed = _allowed(schema)
     kinds = [_formal(schema.inputs, place).type_str for place in range(len(node.inputs))]
     halves = {
         kind for kind, value in zip(kinds, node.inputs, strict=True) if _is(value, _HALF) and allowed.get(kind, False)

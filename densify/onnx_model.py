@@ -288,7 +288,8 @@ def is_graph(path: Path) -> bool:
     return made_of is not None and made_of.lower().endswith(".onnx")
 
 
-def write_checked(graph: ir.Model, place: Path) -> None:
-    """Write a graph, and let ONNX's checker read the file."""
-    save_onnx(graph, place)
+def write_checked(graph: ir.Model, place: Path) -> tuple[Path, ...]:
+    """Write a graph, and let ONNX's checker read the file. Returns the files as :func:`save_onnx`."""
+    files = save_onnx(graph, place)
     onnx.checker.check_model(str(place))
+    return files

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from densify.onnx_file import OnnxSession
+from densify.onnx_rounding import RoundingSession
 
 Outputs = dict[str, Tensor]
 
@@ -44,19 +45,24 @@ class Runtime:
             optimised: with all of ONNX Runtime's graph optimisations, or none.
         """
         session = self.session(self._light(model), optimised=optimised)
-        back = [order.index(dim) for dim in range(len(order))]
         found = []
         for x in samples:
-            made = session(x.permute(back).contiguous().numpy())
-            values = zip(session.outputs, made, strict=True)
-            found.append({name: torch.from_numpy(value) for name, value in values})
+            made = zip(session.outputs, session(ordered(x, order).numpy()), strict=True)
+            found.append({name: torch.from_numpy(value) for name, value in made})
         return found
 
     def session(self, proto: onnx.ModelProto, *, optimised: bool) -> OnnxSession:
         """A graph, ready to run; its weights are those of :meth:`initializer`."""
+        return OnnxSession(self._written(proto), optimised=optimised)
+
+    def rounding(self, model: ir.Model) -> RoundingSession:
+        """A float16 graph, ready to run with every op's result rounded."""
+        return RoundingSession(self._written(onnx.shape_inference.infer_shapes(self._light(model))))
+
+    def _written(self, proto: onnx.ModelProto) -> Path:
         path = self._path / "model.onnx"
         path.write_bytes(proto.SerializeToString())
-        return OnnxSession(path, optimised=optimised)
+        return path
 
     def initializer(self, name: str, tensor: ir.TensorProtocol) -> onnx.TensorProto:
         """A weight for a graph that is run here; a large one lies in the shared file."""
@@ -110,6 +116,15 @@ class Runtime:
 
 _WEIGHTS = "weights.data"
 _SMALL, _PAGE = 1024, 4096  # bytes of a weight that stays in the graph; at multiples of a page the file can be mapped
+
+
+def ordered(x: Tensor, order: Sequence[int]) -> Tensor:
+    """An image [B, C, *spatial] as a graph takes it.
+
+    Args:
+        order: dimensions of the graph's image in the order [B, C, *spatial].
+    """
+    return x.permute([order.index(dim) for dim in range(len(order))]).contiguous()
 
 
 def plain(x: Tensor, order: Sequence[int], count: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from densify.choose import Choice
-from densify.comparison import Check, Judge, Report, Tolerance
+from densify.comparison import TOLERANCES, Check, Judge, Report, Tolerance
 from densify.errors import ConversionError, UsageError
 from densify.graphs.onnx.read import image_of, spatial_dims
 from densify.graphs.onnx.values import Values
@@ -21,7 +22,7 @@ from densify.onnx_conversion import DenseOnnx
 from densify.onnx_file import raw_bytes
 from densify.onnx_model import OnnxModel
 from densify.onnx_parts import OnnxParts
-from densify.onnx_runtime import Runtime, plain
+from densify.onnx_runtime import Outputs, Runtime, ordered, plain
 from densify.planning import at_sizes
 from densify.samples import Sample
 from densify.sampling import check_size, clear_of_borders, sample_grid
@@ -77,6 +78,38 @@ def verify_onnx_laws(
             averaged = runtime.run(dense.graph, order, images, optimised=True)
             for sample, full, have in zip(samples, made, averaged, strict=True):
                 checks += _averages(probe, sample, full, have, tolerance)
+    return Report(tuple(checks))
+
+
+def verify_half(single: DenseOnnx, half: DenseOnnx, samples: Sequence[Sample], tolerance: Tolerance) -> Report:
+    """Compare a dense graph in float16 with the same in float32, to 1e-2 where no tolerance is given.
+
+    With all graph optimisations, with none, and with the result of every op rounded to float16.
+
+    Args:
+        samples: images [B, C, *spatial] in float32.
+    """
+    order, rtol = single.reading.order, tolerance.rtol
+    judge = Judge(Tolerance(TOLERANCES[torch.float16] if rtol is None else rtol, tolerance.atol), dict)
+    images, halves = [sample.tensor for sample in samples], [sample.tensor.half() for sample in samples]
+    made: dict[str, list[Outputs]] = {}
+    with Runtime() as runtime:
+        wanted = runtime.run(single.graph, order, images, optimised=False)
+        for optimised in (True, False):
+            made[_runtime(optimised)] = runtime.run(half.graph, order, halves, optimised=optimised)
+        rounding = runtime.rounding(half.graph)
+        made["onnxruntime, float16 after every op"] = [rounding(ordered(x, order)) for x in halves]
+    checks = [
+        judge(
+            want[key], have[key], law="half", output=key, input=sample.name, runtime=runtime_name,
+            lattice=tuple(map(tuple, single.plan.outputs[key].lattices)),
+        )
+        for runtime_name, found in made.items()
+        for sample, want, have in zip(samples, wanted, found, strict=True)
+        for key in single.plan.outputs
+    ]  # fmt: skip
+    if rounding.overflow:
+        checks = [replace(check, passed=False, note=rounding.overflow) for check in checks]
     return Report(tuple(checks))
 
 

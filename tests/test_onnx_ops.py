@@ -11,10 +11,11 @@ import torch
 from laws.onnx import Node, graph, integers
 
 from densify.graphs.onnx.layers import windows
-from densify.onnx_conversion import convert_onnx, metadata_of
+from densify.onnx_conversion import convert_onnx
 from densify.onnx_model import OnnxModel
 from densify.onnx_packing import inverse_onnx
 from densify.onnx_verification import legal, verify_onnx_laws
+from densify.onnx_writing import metadata_of
 from densify.samples import Sample
 
 SIZES = ((17, 22), (24, 19), (33, 30))

@@ -85,18 +85,13 @@ def convert(
     if is_graph(model):
         from densify.cli import graphs
 
-        given: dict[str, object] = {
-            "--weights": weights,
-            "--pretrained": pretrained,
-            "--init": init,
-            "--model-arg": model_arg,
-        }
-        given |= {"--dtype": dtype, "--device": device != "cpu", "--opset": opset, "--half": half}
+        given: dict[str, object] = {"--weights": weights, "--pretrained": pretrained, "--init": init}
+        given |= {"--model-arg": model_arg, "--dtype": dtype, "--device": device != "cpu"}
         graphs.refuse_options(model, given)
         how = o.rewriting(padding, head, form, merge)
         graphs.convert(
-            model, picked, size, (means, stds), how, outputs, run, voice, target=onnx.target, static=static,
-            overwrite=overwrite, dry_run=dry_run, keep_failed=keep_failed,
+            model, picked, size, (means, stds), how, outputs, run, voice, target=onnx.target, opset=opset,
+            static=static, half=half, overwrite=overwrite, dry_run=dry_run, keep_failed=keep_failed,
         )  # fmt: skip
         return
     refuse_file(model)

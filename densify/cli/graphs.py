@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,23 +14,24 @@ import typer
 from densify.cli.facts import graph_layers, plan_facts
 from densify.cli.options import Run, Voice
 from densify.cli.running import emit
+from densify.comparison import Tolerance
 from densify.errors import UsageError
 from densify.files import write_all
 from densify.onnx_conversion import (
     DenseOnnx,
     OnnxConversion,
     build_for,
-    metadata_of,
+    in_half,
     opened,
     options_of,
     origin_of,
     survey_onnx,
 )
 from densify.onnx_file import to_torch
-from densify.onnx_graph import fold_sizes
 from densify.onnx_model import OnnxModel, reference_shape, write_checked
 from densify.onnx_packing import inverse_onnx
-from densify.onnx_verification import legal, same_outputs, verify_onnx_laws
+from densify.onnx_verification import legal, same_outputs, verify_half, verify_onnx_laws
+from densify.onnx_writing import metadata_of
 from densify.samples import Sample, random_inputs, read_samples, verification_sizes
 from densify.weights import RECIPE_KEY
 
@@ -79,7 +79,9 @@ def convert(
     voice: Voice,
     *,
     target: Target,
+    opset: int | None,
     static: bool,
+    half: bool,
     overwrite: bool,
     dry_run: bool,
     keep_failed: bool,
@@ -95,20 +97,21 @@ def convert(
         own if asked is None else tuple(asked)
         for asked, own in zip(preprocessing, (origin.mean, origin.std), strict=True)
     )
-    if static:
-        source = source.fixed(source.shape_at(size))
-    options = options_of(source, size, **asdict(choice), **how)
+    options, origin = options_of(source, size, **asdict(choice), **how), replace(origin, mean=mean, std=std)
     voice.say("converting")
-    dense = build_for(source, options, replace(origin, mean=mean, std=std), target)
-    if static:
-        fold_sizes(dense.graph)
+    dense = build_for(source, options, origin, target, opset=opset, static=static)
     if dense.options.form != how["form"]:
         voice.say(f"in the {dense.options.form} form, as the target {target.name} takes it")
     if dense.opset != source.opset:
-        voice.say(f"opset {source.opset} -> {dense.opset}: what is written needs it")
+        why = "what is written needs it" if opset is None else "as asked for"
+        voice.say(f"opset {source.opset} -> {dense.opset}: {why}")
     samples = inputs(run, dense)
     voice.say(f"verifying on {', '.join(sample.name for sample in samples)}")
     report = verify_onnx_laws(None, dense, samples, rtol=run.rtol, atol=run.atol)
+    if half:
+        voice.say("verifying in float16")
+        single, dense = dense, build_for(source, options, origin, target, opset=opset, static=static, half=True)
+        report += verify_half(single, dense, samples, Tolerance(run.rtol, run.atol))
     written = []
     if report or keep_failed:
         dense.graph.metadata_props.update(metadata_of(dense))
@@ -186,8 +189,9 @@ def verify(texts: Sequence[str], run: Run, voice: Voice) -> None:
         raise UsageError(f"{texts[0]} and {texts[1]}: both are dense; compare one of them with its original")
     if dense:
         samples = inputs(run, dense[0])
+        original = _as_precise(plain[0], dense[0], voice) if plain else None
         voice.say(f"verifying on {', '.join(sample.name for sample in samples)}")
-        report = verify_onnx_laws(plain[0] if plain else None, dense[0], samples, rtol=run.rtol, atol=run.atol)
+        report = verify_onnx_laws(original, dense[0], samples, rtol=run.rtol, atol=run.atol)
     elif len(plain) == 2:
         size = plain[0].recipe.options.shape[1:] if plain[0].recipe is not None else None
         samples = _inputs_of(run, plain[0], reference_shape(plain[0], size), None, None)
@@ -244,6 +248,14 @@ def _original(text: str) -> tuple[OnnxModel, tuple[int, ...] | None]:
     return (inverse_onnx(file) if file.is_dense else file), known
 
 
+def _as_precise(original: OnnxModel, dense: DenseOnnx, voice: Voice) -> OnnxModel:
+    """The original in float16, where the dense graph is and the original is not."""
+    if dense.source.dtype != torch.float16 or original.dtype == torch.float16:
+        return original
+    voice.say(f"{original.name}: compared in float16, as the dense file is")
+    return in_half(original)
+
+
 def inputs(run: Run, dense: DenseOnnx) -> list[Sample]:
     """What to verify on: the given samples, else random inputs of several sizes, where the graph takes them."""
     return _inputs_of(run, dense.source, dense.options.shape, dense.origin, dense)
@@ -282,7 +294,10 @@ def _write(graph: Any, outputs: Sequence[Path], voice: Voice, *, overwrite: bool
     if dry_run:
         return []
 
-    write_all(dict.fromkeys(outputs, partial(write_checked, graph)), overwrite=overwrite)
+    def write(place: Path) -> None:
+        write_checked(graph, place)
+
+    write_all(dict.fromkeys(outputs, write), overwrite=overwrite)
     for path in outputs:
         voice.say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return [str(path) for path in outputs]
