@@ -14,6 +14,8 @@ from onnx_ir.tensor_adapters import TorchTensor
 from onnxscript.optimizer import fold_constants
 from torch import Tensor
 
+from densify.onnx_predicates import of_sizes
+
 _LARGEST = 2**20  # elements of a constant: far more than any list of indices has, far less than it would take to matter
 
 
@@ -57,6 +59,7 @@ def clean(model: ir.Model) -> None:
             node.resize_inputs(2)
     _name_nodes(model.graph)
     _split_at_once(model.graph)
+    _maxima_for_absolutes(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedFunctionsPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
@@ -113,6 +116,22 @@ def _split_at_once(graph: ir.Graph) -> None:
             piece.name, piece.shape, piece.type = one.outputs[0].name, one.outputs[0].shape, one.outputs[0].type
             one.outputs[0].replace_all_uses_with(piece, replace_graph_outputs=True)
         graph.remove([*places, node], safe=True)
+
+
+def _maxima_for_absolutes(graph: ir.Graph) -> None:
+    """Write the absolute of a number that follows from sizes as a maximum: not every runtime makes it (targets.py)."""
+    for node in list(graph):
+        if node.op_type != "Abs" or not of_sizes(node):
+            continue
+        (x,), made = node.inputs, node.outputs[0]
+        negative = ir.node("Neg", [x])
+        largest = ir.node("Max", [x, negative.outputs[0]], name=node.name)
+        for value in (negative.outputs[0], largest.outputs[0]):
+            value.shape, value.type = made.shape, made.type
+        largest.outputs[0].name, negative.outputs[0].name = made.name, f"{made.name}_negative"
+        graph.insert_before(node, [negative, largest])
+        made.replace_all_uses_with(largest.outputs[0], replace_graph_outputs=True)
+        graph.remove(node, safe=True)
 
 
 def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:

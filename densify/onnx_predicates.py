@@ -121,3 +121,27 @@ def rare_coordinates(node: ir.Node) -> bool:
 
 def takes_maxima(node: ir.Node) -> bool:
     return _text(node, "mode", "avg") == "max"
+
+
+_ARITHMETIC = frozenset(
+    ["Abs", "Add", "Cast", "Concat", "Div", "Gather", "Identity", "Max", "Min", "Mod", "Mul", "Neg", "Reshape", "Slice",
+     "Squeeze", "Sub", "Unsqueeze"]
+)  # fmt: skip
+
+
+def of_sizes(node: ir.Node) -> bool:
+    """Whether what it reads follows from the sizes of other values, and from nothing else but constants."""
+    stack, seen, sized = [value for value in node.inputs if value is not None], set[int](), False
+    while stack:
+        value = stack.pop()
+        made = value.producer()
+        if id(value) in seen or value.is_initializer() or (made is not None and made.op_type == "Constant"):
+            continue
+        seen.add(id(value))
+        if made is None or made.op_type not in (*_ARITHMETIC, "Shape", "Size"):
+            return False
+        if made.op_type in ("Shape", "Size"):
+            sized = True
+        else:
+            stack += [one for one in made.inputs if one is not None]
+    return sized

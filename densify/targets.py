@@ -232,6 +232,7 @@ _TARGETS = (
                 "https://github.com/openvinotoolkit/openvino/issues/35893",
                 is_.antialiases,
             ),
+            Fact(("Abs",), "what follows from sizes", "leaves what is below 0 as it is", _OPENVINO, is_.of_sizes),
             Fact(("Resize",), "a rare coordinate mode", "refuses the file", _OPENVINO, is_.rare_coordinates),
             Fact(("Resize",), "a keep_aspect_ratio_policy", "ignores it silently", _OPENVINO, is_.keeps_aspect),
             Fact(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from laws.onnx import Node, graph, integers
+from runtimes import agree, misread
 
 from densify.graphs.onnx.layers import windows
 from densify.onnx_conversion import convert_onnx
@@ -17,6 +18,7 @@ from densify.onnx_packing import inverse_onnx
 from densify.onnx_verification import legal, verify_onnx_laws
 from densify.onnx_writing import metadata_of
 from densify.samples import Sample
+from densify.targets import find, refusals
 
 SIZES = ((17, 22), (24, 19), (33, 30))
 CONV: Node = ("Conv", ["input", "first"], ["a"], {"pads": [1, 1, 1, 1]})
@@ -35,7 +37,7 @@ def op(kind: str, *inputs: str, out: str = "b", **attributes: Any) -> Node:
 
 
 def check(source: OnnxModel, size: Sequence[int] = (3, 17, 22), **choice: Any) -> None:
-    """The laws at every size that the graph takes, in both forms; and the way back."""
+    """The laws at every size that the graph takes, in both forms, in all that runs such files; and the way back."""
     choice = choice or {"output_stride": 1}
     for form in ("dilated", "fragments"):
         dense = convert_onnx(source, size, **choice, form=form)
@@ -46,6 +48,9 @@ def check(source: OnnxModel, size: Sequence[int] = (3, 17, 22), **choice: Any) -
         report = verify_onnx_laws(None, dense, samples)
         assert report, report.failed
         assert {check.law for check in report.checks} >= {"weights", "grid", "size", "phases"}
+        runtimes = agree(dense.graph, [sample.tensor.numpy() for sample in samples])
+        assert "openvino" in runtimes or refusals(dense.graph, find("openvino"))
+        assert "onnx reference" in runtimes or any(map(misread, dense.graph.graph))
     dense.graph.metadata_props.update(metadata_of(dense))
     back = inverse_onnx(OnnxModel(dense.graph, "dense.onnx"))
     assert [str(node) for node in back.graph.graph] == [str(node) for node in source.graph.graph]

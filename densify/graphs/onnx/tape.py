@@ -57,7 +57,9 @@ class Number:
         return 0 if _is(other, 1) else self._with("Mod", self, other)
 
     def __abs__(self) -> Number:
-        return Number(self.tape, self.tape.op("Abs", [self.value]))
+        if self.tape.version < _SINCE["Max"]:
+            return Number(self.tape, self.tape.op("Abs", [self.value]))
+        return self._with("Max", self, Number(self.tape, self.tape.op("Neg", [self.value])))  # targets.py: Abs
 
 
 Size = int | Number
