@@ -63,7 +63,7 @@ def compare(name: str, folder: Path) -> str:
         errors.append(difference(want, run(graph, x)["output"])[1])
     made = convert_onnx(source, reference, output_stride=8)
     densify.save(made, folder / "dense.onnx", overwrite=True)
-    sizes = [(folder / f"{file}.onnx").stat().st_size for file in ("original", "dense")]
+    sizes = [sum(one.stat().st_size for one in folder.glob(f"{file}.onnx*")) for file in ("original", "dense")]
     growth = 100 * (sizes[1] / sizes[0] - 1)
     errors_said = ", ".join(f"{error:.1e}" for error in errors)
     return f"{name}: {errors_said}; {growth:.2f}% larger; {time.perf_counter() - begin:.0f} s"

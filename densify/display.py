@@ -5,6 +5,7 @@ The functions take the documents that the commands print as JSON. Nothing is cut
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ _RIGHT = ("parameters", "params")
 _UNBROKEN = ("", "k", "s", "p", "step", "field", "params", "lattice", "first at")
 _SHORT = {"kernel": "k", "stride": "s", "pad": "p", "parameters": "params"}
 _MEANING = {
-    "weights": "the state_dict has the original's keys, shapes, dtypes and numbers",
+    "weights": "the weights have the original's names, shapes, dtypes and numbers",
     "head": "the head as convolutions equals the original at the reference size",
     "grid": "the dense output on its lattice equals the original's",
     "size": "the dense output has lattice times the original's samples",
@@ -57,7 +58,8 @@ def show_report(document: Document, *, verbose: bool = False) -> None:
     screen.print()
     for law in dict.fromkeys(check["law"] for check in checks):
         _line(screen, f"{law}: {_MEANING.get(law, '')}")
-    for note in dict.fromkeys(f"{c['law']} of {c['output']}, {c['input']}: {c['note']}" for c in checks if c["note"]):
+    noted = [c for c in checks if c["note"]]
+    for note in dict.fromkeys(f"{', '.join(filter(None, (_of(c), c['input'])))}: {c['note']}" for c in noted):
         _line(screen, f"note: {note}")
     failed = sum(not check["passed"] for check in checks)
     if document["passed"]:
@@ -75,6 +77,8 @@ def show_conversion(document: Document, *, verbose: bool = False) -> None:
         if axes:
             density = _MERGED.get(document["merged"][name], _density(axes))
             _line(screen, f"{name}: {density}{_places(document['positions'].get(name, ()))}")
+    if document.get("follows_size"):
+        _line(screen, _FOLLOWS_SIZE.format(_shape(document["follows_size"])))
     screen.print()
     show_report(document, verbose=verbose)
 
@@ -110,11 +114,11 @@ def show_layers(document: Document) -> None:
     screen.print()
     rows = [_layer(layer) for layer in document["layers"]]
     table = _table(rows, emphasised="*")
-    if not _fits(screen, table):
+    if not _fits(screen, table) and not _free(screen):
         table = _table([{_SHORT.get(name, name): row[name] for name in row} for row in rows], emphasised="*", gap=1)
         _line(screen, "k: kernel, s: stride, p: padding")
         screen.print()
-    _put(screen, table)
+    _put(screen, table, whole=True)
 
 
 def show_plan(document: Document) -> None:
@@ -123,7 +127,7 @@ def show_plan(document: Document) -> None:
     _line(screen, f"{document['model']} at {_shape(document['input_size'])}: {_strides(document['chosen'])}")
     screen.print()
     if document["changes"]:
-        _put(screen, _table([_change(change) for change in document["changes"]]))
+        _put(screen, _table([_change(change) for change in document["changes"]]), whole=True)
         screen.print()
     _put(screen, _table([_output(output) for output in document["outputs"]]))
     screen.print()
@@ -142,6 +146,8 @@ def show_plan(document: Document) -> None:
     for output in document["outputs"]:
         if output["merged"]:
             _line(screen, f"{output['name']}: {_MERGED[output['merged']]}")
+    if document["follows_size"]:
+        _line(screen, _FOLLOWS_SIZE.format(_shape(document["input_size"][1:])))
     for waste in document["wasted"]:
         used = f"{waste['used']} of {waste['phases']} phases of its input"
         _line(screen, f"waste: {waste['name']} keeps its stride, so that axis {waste['axis']} uses {used}")
@@ -203,7 +209,7 @@ def _layer(layer: Document) -> dict[str, str]:
         "op": layer["op"],
         "kernel": _axes(layer["kernel"]),
         "stride": _axes(layer["stride"]),
-        "pad": _paddings(layer["padding"]),
+        "pad": "same" if layer["follows_size"] else _paddings(layer["padding"]),
         "output": _shape(layer["output"][1:]) if layer["output"] else "",
         "step": _axes(layer["step"]),
         "field": _axes(["all" if field is None else field for field in layer["receptive_field"]]),
@@ -240,6 +246,7 @@ def _output(output: Document) -> dict[str, str]:
 # ---- words ---------------------------------------------------------------------------------------
 
 
+_FOLLOWS_SIZE = "positions: as at {}; at other sizes padding that follows the size (auto_pad) may move them"
 _MERGED = {"average": "the average of the original over its shifts", "new": "a network of its own, to be trained"}
 
 
@@ -255,6 +262,10 @@ def _merge(merge: Document) -> str:
     return f"{verb} of a map with a sample every {_axes(merge['step'])} pixels (eST {before} -> {after})"
 
 
+def _of(check: Document) -> str:
+    return f"{check['law']} of {check['output']}"
+
+
 def _strides(chosen: Sequence[str]) -> str:
     if not chosen:
         return "no stride removed, the head as convolutions"
@@ -264,6 +275,8 @@ def _strides(chosen: Sequence[str]) -> str:
 
 def _density(lattice: Sequence[Document]) -> str:
     rate = _axes([axis["stride"] for axis in lattice])
+    if rate == "1":
+        return "as dense as the original"
     return f"{rate} times as dense along each axis" if "x" not in rate else f"{rate} times as dense"
 
 
@@ -272,7 +285,7 @@ def _places(places: Sequence[Document]) -> str:
         return ""
     step = _axes([place["step"] for place in places])
     if any(place["first"] is None for place in places):
-        return f", one prediction per {step} pixels of shift"
+        return f", one prediction per {'pixel' if step == '1' else f'{step} pixels'} of shift"
     first = _axes([f"{place['first']:g}" for place in places])
     return f", a sample every {'input pixel' if step == '1' else f'{step} input pixels'}, the first at {first}"
 
@@ -332,8 +345,19 @@ def _line(screen: Console, text: str, style: str = "") -> None:
     screen.print(text, style=style or None, soft_wrap=True)
 
 
-def _put(screen: Console, table: Table) -> None:
-    """A table without the blanks that fill its last column."""
+def _free(screen: Console) -> bool:
+    """Whether nobody says how wide a line may be."""
+    return not screen.is_terminal and "COLUMNS" not in os.environ
+
+
+def _put(screen: Console, table: Table, *, whole: bool = False) -> None:
+    """A table without the blanks that fill its last column.
+
+    Args:
+        whole: break no cell where no width is given: the names in it are to be copied.
+    """
+    if whole and _free(screen):
+        screen.width = max(screen.width, _width(screen, table))
     with screen.capture() as drawn:
         screen.print(table)
     screen.file.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
@@ -348,8 +372,13 @@ def _fitting(screen: Console, rows: Sequence[Mapping[str, str]], pairs: Sequence
     return _table(stacked, leading=1)
 
 
+def _width(screen: Console, table: Table) -> int:
+    """How wide a table is with no cell broken."""
+    return table.__rich_measure__(screen, screen.options.update(max_width=10_000)).maximum
+
+
 def _fits(screen: Console, table: Table) -> bool:
-    return table.__rich_measure__(screen, screen.options.update(max_width=10_000)).maximum <= screen.width
+    return _width(screen, table) <= screen.width
 
 
 def _table(rows: Sequence[Mapping[str, str]], *, leading: int = 0, emphasised: str = "", gap: int = 2) -> Table:

@@ -263,6 +263,8 @@ def opened(file: OnnxModel) -> DenseOnnx:
         CheckpointError: it is none, or not what its recipe says.
     """
     source, recipe = inverse_onnx(file), file.recipe
+    if None not in file.declared() and None in source.declared():
+        source = source.fixed(file.declared())  # type: ignore[arg-type]
     if recipe is None or recipe.kind != "dense":
         raise CheckpointError(f"{file.name}: it holds no recipe of a dense network. Take the file as densify wrote it.")
     found = OnnxConversion(source, recipe.options)

@@ -29,6 +29,7 @@ def placement(
     orders: Mapping[str, Sequence[int]] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    at: Sequence[int] | None = None,
 ) -> dict[str, str]:
     """Entries for the metadata_props of an ONNX file.
 
@@ -39,8 +40,9 @@ def placement(
         ranks: of the outputs, batch and channels included; one that has no spatial axes in this file gets none.
         orders: of outputs whose dimensions are not [B, C, *spatial], these dimensions in that order.
         mean, std: preprocessing per channel, in units of [0, 1].
+        at: the spatial sizes at which the positions hold, where they do not hold at all.
     """
-    outputs = {
+    outputs: dict[str, dict[str, Any]] = {
         name: {
             "merged": getattr(lattices[name], "merged", ""),
             "axes": _axes(lattices[name], positions[name], (orders or {}).get(name) or range(rank))
@@ -50,6 +52,8 @@ def placement(
         for name, rank in ranks.items()
         if name in lattices
     }
+    if at is not None:
+        outputs = {name: {**one, "at": list(at)} for name, one in outputs.items()}
     entries = {FORMAT_KEY: str(FORMAT), OUTPUTS_KEY: json.dumps(outputs)}
     known = {name: list(values) for name, values in (("mean", mean), ("std", std)) if values is not None}
     return entries | ({PREPROCESSING_KEY: json.dumps(known)} if known else {})

@@ -16,7 +16,7 @@ import torch
 
 from densify.errors import CheckpointError, ConversionError, UsageError
 from densify.graphs.onnx.read import image_of, refuse_foreign, spatial_dims
-from densify.onnx_file import DTYPES, load_onnx, raw_bytes, read_metadata, save_onnx
+from densify.onnx_file import DTYPES, load_onnx, raw_bytes, read_metadata, save_onnx, unmap
 from densify.onnx_graph import make_constant
 from densify.recipe import Recipe
 from densify.weights import RECIPE_KEY
@@ -27,6 +27,10 @@ ORIGINAL_KEY = "densify.original"
 _MANY, _PAGE = 2**26, 4096  # bytes of weights that are not kept in memory; a file is mapped by pages
 _FOLDER = "densify.folder"
 _FEW = 4096  # numbers of a weight that ONNX's version converter may look at
+
+
+class Kept(ir.ExternalTensor):
+    """A weight in a temporary file of our own: others may link to it."""
 
 
 class _Folder:
@@ -43,10 +47,11 @@ class OnnxModel:
     Attributes:
         graph: as read; whoever changes a graph takes one of :meth:`copy`.
         name: what it is called in messages.
+        base: the graph as it was before its sizes were fixed.
     """
 
-    def __init__(self, graph: ir.Model, name: str) -> None:
-        self.graph, self.name = graph, name
+    def __init__(self, graph: ir.Model, name: str, base: OnnxModel | None = None) -> None:
+        self.graph, self.name, self.base = graph, name, base or self
 
     @staticmethod
     def load(path: str | Path) -> OnnxModel:
@@ -65,6 +70,7 @@ class OnnxModel:
             except Exception as error:  # of several kinds
                 fault = _said(error)
         proto = load_onnx(path)
+        _check_data(proto, path)
         if fault:
             raise CheckpointError(f"{path}: is no valid ONNX model ({fault}). Export it again.")
         try:
@@ -82,14 +88,14 @@ class OnnxModel:
         return made
 
     def _put_away(self) -> None:
-        """Move the weights from memory into a temporary file, which is mapped as long as this is in use."""
+        """Move the weights into a temporary file, which is mapped as long as this is in use."""
         folder = _Folder()
         self.graph.meta[_FOLDER] = folder  # graphs that are made of this one share its weights
         place = folder.path / "weights.data"
         with place.open("wb") as file:
             for value in self.graph.graph.initializers.values():
                 tensor = value.const_value
-                if tensor is None or isinstance(tensor, ir.ExternalTensor):
+                if tensor is None:
                     continue
                 if tensor.nbytes < _PAGE:
                     value.const_value = _own(tensor)
@@ -97,7 +103,8 @@ class OnnxModel:
                 file.write(bytes(-file.tell() % _PAGE))
                 begin, shape = file.tell(), ir.Shape(tensor.shape.numpy())
                 file.write(tensor.tobytes())
-                value.const_value = ir.ExternalTensor(
+                unmap(tensor)
+                value.const_value = Kept(
                     place.name, begin, tensor.nbytes, tensor.dtype, shape=shape, name=str(tensor.name),
                     base_dir=folder.path,
                 )  # fmt: skip
@@ -179,12 +186,26 @@ class OnnxModel:
 
     def fixed(self, shape: Sequence[int]) -> OnnxModel:
         """The same graph for images of one shape alone, in the graph's own order of dimensions."""
+        return OnnxModel(self._reshaped(list(shape)), self.name, self.base)
+
+    def any_size(self) -> OnnxModel:
+        """The same graph for images of any size, where it is declared to take one alone.
+
+        Whether its nodes do so too shows when it is read at another size.
+        """
+        sizes: list[int | str | None] = list(self.declared())
+        for place, dim in enumerate(spatial_dims(self.graph)[2:]):
+            if sizes and isinstance(sizes[dim], int):
+                sizes[dim] = f"size_{place}"
+        return OnnxModel(self._reshaped(sizes), self.name)
+
+    def _reshaped(self, sizes: Sequence[int | str | None]) -> ir.Model:
         made = self.copy()
-        image_of(made).shape = ir.Shape(shape)
+        image_of(made).shape = ir.Shape(sizes)
         for value in (*made.graph.outputs, *(one for node in made.graph for one in node.outputs)):
-            if value.shape is not None:  # they may name sizes that are open no more
+            if value.shape is not None:  # they may name other sizes
                 value.shape = ir.Shape([None] * len(value.shape)) if value.is_graph_output() else None
-        return OnnxModel(made, self.name)
+        return made
 
     def shape_at(self, size: Sequence[int] | None) -> tuple[int, ...]:
         """The shape of the image, in the graph's own order of dimensions.
@@ -200,19 +221,38 @@ class OnnxModel:
             size = self.recipe.options.shape[1:]
         plain = [declared[dim] if declared else None for dim in order]
         wanted = [plain[0] or 1, *(size if size is not None else plain[1:])]
-        if len(wanted) != len(order) or any(one is None for one in wanted):
+        if size is not None and len(size) != len(order) - 1:
+            raise UsageError(
+                f"{self.name}: takes images of {len(order) - 2} spatial axes, which {tuple(size)} is not: give the "
+                "channels and the sizes, such as 3,224,224 (in Python behind the number of images: 1, 3, 224, 224)."
+            )
+        if any(one is None for one in wanted):
             raise UsageError(
                 f"{self.name}: its reference size is not known (it declares {_written(declared)}); give it, such as "
                 "--input-size 3,224,224"
             )
         if any(have not in (None, want) for have, want in zip(plain, wanted, strict=True)):
-            raise UsageError(
-                f"{self.name}: takes images of {_written(declared)} alone, not of {'x'.join(map(str, wanted[1:]))}"
-            )
+            told = f"{self.name}: takes images of {_written(plain[1:])} alone, not of {_written(wanted[1:])}"
+            if plain[1] is not None and wanted[1] != plain[1] == wanted[-1]:
+                raise UsageError(f"{told}: give the channels first ({_written([wanted[-1], *wanted[1:-1]])}).")
+            if plain[1] in (None, wanted[1]):
+                raise UsageError(f"{told}. --any-size (in Python OnnxModel.any_size) opens its size.")
+            raise UsageError(f"{told}.")
         made = [0] * len(order)
         for place, dim in enumerate(order):
             made[dim] = int(wanted[place] or 0)
         return tuple(made)
+
+
+def _check_data(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse a file whose weights lie in another one that is not there, or that onnx will not open."""
+    entries = [entry for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"]
+    for name in dict.fromkeys(entry.value for entry in entries):
+        place = path.parent / name
+        if not place.is_file():
+            raise CheckpointError(f"{path}: its weights lie in {name}, which is not there. Put the two side by side.")
+        if place.stat().st_nlink > 1:
+            raise CheckpointError(f"{path}: {name} has several hard links, which onnx refuses. Take a copy of it.")
 
 
 def _own(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

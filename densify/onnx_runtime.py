@@ -13,7 +13,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from densify.onnx_file import OnnxSession
+from densify.onnx_file import OnnxSession, unmap
+from densify.onnx_model import Kept
 from densify.onnx_rounding import RoundingSession
 
 Outputs = dict[str, Tensor]
@@ -89,8 +90,8 @@ class Runtime:
             proto.graph.initializer.append(self.initializer(name, value.const_value))
         return proto
 
-    def _linked(self, tensor: ir.ExternalTensor) -> tuple[str, int]:
-        """A weight that lies in a file already, which gets a second name here."""
+    def _linked(self, tensor: Kept) -> tuple[str, int]:
+        """A weight that lies in a temporary file already, which gets a second name here."""
         source = Path(tensor.path)
         name = self._links.setdefault(source, f"weights{len(self._links)}.data")
         if not (self._path / name).exists():
@@ -102,13 +103,14 @@ class Runtime:
 
     def _place(self, tensor: ir.TensorProtocol) -> tuple[str, int]:
         """The file in which the numbers of a weight lie, and where they begin."""
-        if isinstance(tensor, ir.ExternalTensor):
+        if isinstance(tensor, Kept):
             return self._linked(tensor)
         if id(tensor) not in self._places:
             begin = -(-self._length // _PAGE) * _PAGE
             with (self._path / _WEIGHTS).open("ab") as file:
                 file.write(bytes(begin - self._length))
                 file.write(tensor.tobytes())
+                unmap(tensor)
             self._places[id(tensor)] = (tensor, begin)  # held, so that no other gets its number
             self._length = begin + tensor.nbytes
         return _WEIGHTS, self._places[id(tensor)][1]

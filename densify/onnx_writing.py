@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from densify.errors import UsageError
@@ -9,7 +10,7 @@ from densify.files import check_writable, write_atomically
 from densify.maps import Layout
 from densify.onnx_conversion import DenseOnnx, build_for
 from densify.onnx_export import ExportResult
-from densify.onnx_metadata import axis_names, placement
+from densify.onnx_metadata import Axes, axis_names, of_original, placement
 from densify.onnx_model import ORIGINAL_KEY, OnnxModel, write_checked
 from densify.onnx_packing import packed
 from densify.targets import find, opset_for
@@ -18,19 +19,35 @@ from densify.weights import RECIPE_KEY
 
 def metadata_of(dense: DenseOnnx) -> dict[str, str]:
     """What a file of a dense network says: its recipe, where its predictions lie, and the graph to go back to."""
-    places = {name: dense.reading.places[key] for name, key in dense.plan.network.outputs.items()}
-    orders = {name: place.order for name, place in places.items() if place.layout is Layout.MAP}
+    recipe = dense.recipe
     spatial = 0 if dense.options.head == "average" else len(dense.options.shape) - 2
-    where = placement(
-        dense.lattices,
-        {name: tuple(tuple(axis) for axis in axes) for name, axes in dense.positions.items()},
-        dict.fromkeys(dense.lattices, 2 + spatial),
-        orders=orders,
+    where = _placed(dense, recipe.lattices, recipe.positions, dict.fromkeys(dense.lattices, 2 + spatial))
+    about = {RECIPE_KEY: recipe.to_json(), ORIGINAL_KEY: packed(dense.source.base)}
+    return {**dense.source.metadata, **about, **where}
+
+
+def metadata_of_original(dense: DenseOnnx) -> dict[str, str]:
+    """What a file of the original with a dense network's weights says."""
+    recipe = dense.recipe
+    about = {**dense.source.metadata, RECIPE_KEY: recipe.of_kind("dpoa").to_json()}
+    if dense.options.head != "dense":  # the original has other outputs
+        return about
+    places = dense.reading.places
+    ranks = {name: 2 + len(axes) if places[name].layout is Layout.MAP else 2 for name, axes in recipe.lattices.items()}
+    return about | _placed(dense, *of_original(recipe.lattices, recipe.positions), ranks)
+
+
+def _placed(dense: DenseOnnx, lattices: Axes, positions: Axes, ranks: Mapping[str, int]) -> dict[str, str]:
+    places = {name: dense.reading.places[key] for name, key in dense.plan.network.outputs.items()}
+    return placement(
+        lattices,
+        positions,
+        ranks,
+        orders={name: place.order for name, place in places.items() if place.layout is Layout.MAP},
         mean=dense.origin.mean,
         std=dense.origin.std,
+        at=dense.options.shape[2:] if dense.plan.follows_size else None,
     )
-    about = {RECIPE_KEY: dense.recipe.to_json(), ORIGINAL_KEY: packed(dense.source)}
-    return {**dense.source.metadata, **about, **where}
 
 
 def save_graph(graph: DenseOnnx | OnnxModel, path: Path, *, overwrite: bool) -> tuple[Path, ...]:

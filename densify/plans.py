@@ -11,7 +11,7 @@ from math import prod
 
 from densify.lattice import Axis
 from densify.maps import Lattices, Layout, Map
-from densify.ops import Merge, Op, PhaseWise, Transposed
+from densify.ops import Merge, Op, PhaseWise, Transposed, Windowed
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,12 @@ class Plan:
     def exact(self) -> bool:
         """False where padding="same" changed what border windows see: then law 1 holds clear of the borders only."""
         return all(axis.exact for one in self.outputs.values() for axis in one.axes)
+
+    @property
+    def follows_size(self) -> bool:
+        """Whether padding follows the map's size (ONNX's auto_pad): then samples look elsewhere at other sizes."""
+        ops = [step.site.op for step in self.steps.values()]
+        return any(isinstance(op, Windowed) and bool(op.same) and op.strided for op in ops)
 
     @property
     def layers(self) -> tuple[str, ...]:

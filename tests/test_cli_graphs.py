@@ -14,8 +14,8 @@ from laws.onnx import Node, graph, integers
 from runtimes import sessions
 
 from densify.graphs.onnx.layers import windows
-from densify.onnx_file import save_onnx
-from densify.onnx_model import ORIGINAL_KEY, OnnxModel
+from densify.onnx_file import OnnxSession, save_onnx
+from densify.onnx_model import ORIGINAL_KEY, Kept, OnnxModel
 from densify.targets import find, refusals
 
 NODES: list[Node] = [
@@ -130,7 +130,14 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no size": (["--start", "pool", "-o", "OUT"], "its reference size is not known"),
     "no such node": (["--start", "pol", "-o", "OUT", "--input-size", "3,33,40"], "The strided layers are: pool, a"),
     "another format": (["--start", "pool", "-o", "x.pth", "--input-size", "3,33,40"], "name an .onnx file"),
-    "weights": (["--start", "pool", "-o", "OUT", "--weights", "w.pth"], "brings its own weights"),
+    "weights": (
+        ["--start", "pool", "-o", "OUT", "--weights", "w.pth"],
+        "an ONNX file holds its own graph and weights: leave --weights out",
+    ),
+    "a device": (
+        ["--start", "pool", "-o", "OUT", "--device", "cuda"],
+        "in ONNX Runtime, on the CPU: leave --device out",
+    ),
 }
 
 
@@ -191,10 +198,110 @@ def test_large_weights_are_mapped_not_held(net: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("densify.onnx_model._MANY", 0)
     monkeypatch.setattr("densify.onnx_model._PAGE", 16)
     source = OnnxModel.load(net)
-    assert {type(tensor) for tensor in source.weights.values()} == {ir.ExternalTensor}
+    assert {type(tensor) for tensor in source.weights.values()} == {Kept}
     dense = convert(net, "--overwrite")
     assert dense.read_bytes() == expected
     assert densify("verify", dense, net).status == 0
     back = net.with_name("back.onnx")
     assert densify("inverse", dense, "-o", back).status == 0
     assert onnx.load(back).graph == onnx.load(net).graph
+
+
+def test_weights_in_a_file_beside_it_are_only_read(net: Path) -> None:
+    """Small ones among them."""
+    other, data = net.with_name("other.onnx"), net.with_name("other.data")
+    onnx.save(onnx.load(net), other, save_as_external_data=True, location=data.name, size_threshold=0)
+    before = data.read_bytes()
+    expected = {tensor.name: tensor.raw_data for tensor in onnx.load(net).graph.initializer}
+    dense = convert(other)
+    assert {tensor.name: tensor.raw_data for tensor in onnx.load(dense).graph.initializer} == expected
+    for pair in ((dense, other), (other, net)):
+        made = densify("verify", *pair, "--input-size", "3,33,40")
+        assert made.status == 0, made.stderr
+    assert data.read_bytes() == before
+    assert data.stat().st_nlink == 1
+    linked = net.with_name("linked.data")
+    linked.hardlink_to(data)
+    made = densify("convert", other, "--start", "pool", "--input-size", "3,33,40", "--dry-run")
+    assert made.status == 3
+    assert "hard links, which onnx refuses. Take a copy" in made.stderr
+
+
+def test_the_input_is_not_replaced(net: Path) -> None:
+    before = net.read_bytes()
+    made = densify("convert", net, "--start", "pool", "--input-size", "3,33,40", "-o", net, "--overwrite")
+    assert made.status == 2
+    assert "this is what the command reads" in made.stderr
+    assert net.read_bytes() == before
+
+
+def test_a_file_of_one_size_is_opened(tmp_path: Path) -> None:
+    """A classifier of patches, run over an image."""
+    patches = tmp_path / "patches.onnx"
+    stem: Node = ("Conv", ["input", "stem"], ["a"], {"strides": [2, 2]})
+    nodes = [stem, *NODES[1:4], ("Flatten", ["d"], ["f"], {}), NODES[-1]]
+    fc = {"fc": integers(5, 6 * 2 * 2, seed=2)}
+    save_onnx(graph(nodes, WEIGHTS | fc, (1, 3, 20, 18)).graph, patches)
+    choice = ("--output-stride", "1", "-o", tmp_path / "dense.onnx", "--json")
+    refused = densify("convert", patches, "--input-size", "3,41,37", *choice)
+    assert refused.status == 2
+    assert "takes images of 3x20x18 alone, not of 3x41x37. --any-size" in refused.stderr
+    assert densify("plan", patches, "--any-size", "--output-stride", "1").status == 0
+    made = densify("convert", patches, "--any-size", *choice)
+    assert made.status == 0, made.stderr
+    assert len({check["input"] for check in made.document["checks"]}) > 3
+    x = integers(1, 3, 41, 37, seed=4)
+    (whole,) = OnnxSession(tmp_path / "dense.onnx", optimised=False)(x)
+    original = OnnxSession(patches, optimised=False)
+    for row, column in ((0, 0), (3, 7), (17, 5)):
+        (want,) = original(np.ascontiguousarray(x[..., row : row + 20, column : column + 18]))
+        assert np.allclose(whole[..., row, column], want, rtol=1e-5)
+
+
+def test_a_fixed_file_goes_back_to_an_open_one(net: Path) -> None:
+    dense, back = convert(net, "--static"), net.with_name("back.onnx")
+    assert densify("verify", dense).status == 0
+    assert densify("inverse", dense, "-o", back).status == 0
+    assert onnx.load(back).graph == onnx.load(net).graph
+
+
+def test_an_original_says_where_its_predictions_lie(net: Path) -> None:
+    dense, back = convert(net, "--mean", "0.5,0.5,0.5"), net.with_name("back.onnx")
+    assert densify("inverse", dense, "-o", back).status == 0
+    said = {entry.key: entry.value for entry in onnx.load(back).metadata_props}
+    assert json.loads(said["densify.outputs"]) == {"output": {"merged": "", "axes": []}}
+    assert json.loads(said["densify.preprocessing"]) == {"mean": [0.5, 0.5, 0.5]}
+
+
+def test_where_padding_follows_the_size_positions_are_those_at_one(tmp_path: Path) -> None:
+    nodes: list[Node] = [
+        ("Conv", ["input", "stem"], ["a"], {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+        ("MaxPool", ["a"], ["output"], {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+    ]
+    path = tmp_path / "net.onnx"
+    save_onnx(graph(nodes, {"stem": WEIGHTS["stem"]}, ("N", 3, "H", "W")).graph, path)
+    arguments = (path, "--input-size", "3,33,40", "--output-stride", "1")
+    assert "positions: as at 33x40" in densify("plan", *arguments).stdout
+    made = densify("convert", *arguments, "-o", tmp_path / "dense.onnx")
+    assert "positions: as at 33x40" in made.stdout
+    said = {entry.key: entry.value for entry in onnx.load(tmp_path / "dense.onnx").metadata_props}
+    assert json.loads(said["densify.outputs"])["output"]["at"] == [33, 40]
+    assert "  same  " in densify("inspect", path, "--input-size", "3,33,40").stdout
+
+
+def test_what_inspect_proposes_works(net: Path) -> None:
+    made = densify("inspect", net, "--input-size", "3,33,40")
+    proposed = [line.split()[1:] for line in made.stderr.splitlines() if line.startswith("  densify ")]
+    assert proposed
+    assert all(densify(*arguments).status == 0 for arguments in proposed)
+    told = densify("inspect", convert(net))
+    assert "is dense already; this is the graph that it was made from" in told.stderr
+
+
+def test_torch_code_has_no_size_to_open(net: Path) -> None:
+    made = densify("plan", "torchvision:resnet18", "--any-size", "--output-stride", "8")
+    assert made.status == 2
+    assert "--any-size: is about ONNX files" in made.stderr
+    made = densify("verify", convert(net), "torchvision:resnet18")
+    assert made.status == 2
+    assert "an ONNX file is compared with an ONNX file" in made.stderr

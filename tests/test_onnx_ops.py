@@ -92,6 +92,23 @@ def test_convolutions_with_automatic_padding(pad: str, stride: int) -> None:
     check(between(strided, again, last=last, k=integers(4, 4, 3, 4, seed=2)), (3, 33, 41))
 
 
+@pytest.mark.parametrize("pad", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize("start", ["b", "c"])
+def test_complete_phases_where_padding_follows_the_size(pad: str, start: str) -> None:
+    """Statistics of each, at sizes of all remainders."""
+    nodes: list[Node] = [
+        ("Conv", ["input", "first"], ["a"], {"strides": [2, 2], "auto_pad": pad}),
+        ("Conv", ["a", "k"], ["b"], {"strides": [2, 3], "auto_pad": pad}),
+        ("MaxPool", ["b"], ["c"], {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": pad}),
+        ("GlobalAveragePool", ["c"], ["output"], {}),
+    ]
+    source = graph(nodes, {"first": WEIGHTS["first"], "k": integers(4, 4, 3, 4, seed=2)}, OPEN)
+    dense = convert_onnx(source, (3, 64, 60), start=start, padding="valid")
+    images = [torch.from_numpy(integers(1, 3, 57 + n, 71 - n, seed=n)) for n in range(0, 12, 2)]
+    report = verify_onnx_laws(None, dense, [Sample(str(list(x.shape)), x) for x in images])
+    assert report, report.failed
+
+
 BETWEEN: dict[str, tuple[list[Node], dict[str, Any]]] = {
     "normalised": (
         [op("BatchNormalization", "scale", "bias", "mean", "var", out="c"), ("Relu", ["c"], ["b"], {})],

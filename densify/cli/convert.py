@@ -36,6 +36,7 @@ def convert(
     seed: o.SeedOption = 0,
     model_arg: o.ModelArgOption = None,
     input_size: o.InputSizeOption = None,
+    any_size: o.AnySizeOption = False,
     mean: o.MeanOption = None,
     std: o.StdOption = None,
     padding: o.PaddingOption = o.Padding.full,
@@ -70,14 +71,14 @@ def convert(
         raise UsageError("no output: name one with -o FILE (.safetensors, .pth or .onnx), or try with --dry-run")
     check_writable(outputs, overwrite)
     o.check_has_onnx(outputs, static=static, half=half)
-    o.check_inputs_stay(outputs, weights)
+    o.check_inputs_stay(outputs, weights, Path(model))
     picked = o.choice(start, layer, output_stride, head_only)
     size, means, stds = o.size(input_size), o.numbers(mean, "--mean"), o.numbers(std, "--std")
     run = o.Run(device, dtype, rtol, atol, seed, tuple(sample or ()))
     voice = o.Voice(json, verbose, quiet)
 
     from densify.cli import checking
-    from densify.cli.models import Asked, is_graph, refuse_file, with_preprocessing
+    from densify.cli.models import Asked, is_graph, refuse_any_size, refuse_file, with_preprocessing
     from densify.cli.models import input_size as known_size
     from densify.recipe import Options
 
@@ -91,9 +92,10 @@ def convert(
         how = o.rewriting(padding, head, form, merge)
         graphs.convert(
             model, picked, size, (means, stds), how, outputs, run, voice, target=onnx.target, opset=opset,
-            static=static, half=half, overwrite=overwrite, dry_run=dry_run, keep_failed=keep_failed,
+            any_size=any_size, static=static, half=half, overwrite=overwrite, dry_run=dry_run, keep_failed=keep_failed,
         )  # fmt: skip
         return
+    refuse_any_size(model, any_size)
     refuse_file(model)
     asked = Asked(model, weights, pretrained, init, seed, tuple(model_arg or ()))
     found = with_preprocessing(asked.resolve(), means, stds)

@@ -56,6 +56,7 @@ def _layer(step: Step, parameters: Mapping[str, int]) -> Facts:
         "kernel": [window.kernel for window in windows],
         "stride": [window.stride for window in windows],
         "padding": [[window.low, window.high] for window in windows],
+        "follows_size": isinstance(site.op, Windowed) and bool(site.op.same),
         "dilation": [window.dilation for window in windows],
         "output": None if site.shape is None else list(site.shape),
         "step": [number(axis.step) for axis in axes],
@@ -80,6 +81,7 @@ def plan_facts(plan: Plan) -> Facts:
         "merges": [_merge(step, step.op) for step in plan.steps.values() if isinstance(step.op, Merge)],
         "wasted": [fact for step in plan.steps.values() for fact in _waste(step)],
         "exact": plan.exact,
+        "follows_size": plan.follows_size,
     }
 
 

@@ -31,9 +31,8 @@ from densify.onnx_file import to_torch
 from densify.onnx_model import OnnxModel, reference_shape, write_checked
 from densify.onnx_packing import inverse_onnx
 from densify.onnx_verification import legal, same_outputs, verify_half, verify_onnx_laws
-from densify.onnx_writing import metadata_of
+from densify.onnx_writing import metadata_of, metadata_of_original
 from densify.samples import Sample, random_inputs, read_samples, verification_sizes
-from densify.weights import RECIPE_KEY
 
 if TYPE_CHECKING:
     from densify.choose import Choice
@@ -43,15 +42,26 @@ if TYPE_CHECKING:
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 
 
+_WHY = {
+    "--dtype": "it is computed in the type that it has",
+    "--device": "it runs in ONNX Runtime, on the CPU",
+    "--target": "what it was made from has no target",
+    "--opset": "what it was made from has its own opset",
+    "--static": "what it was made from has its own sizes",
+    "--half": "what it was made from has its own type",
+}
+
+
 def refuse_options(text: str, given: Mapping[str, object]) -> None:
     """Refuse what has no meaning for an ONNX file.
 
     Raises:
-        UsageError: naming the options.
+        UsageError: naming the options, and why.
     """
     asked = [name for name, value in given.items() if value]
     if asked:
-        raise UsageError(f"{text}: an ONNX file brings its own weights and precision; leave {' and '.join(asked)} out")
+        why = "; ".join(dict.fromkeys(_WHY.get(name, "an ONNX file holds its own graph and weights") for name in asked))
+        raise UsageError(f"{text}: {why}: leave {' and '.join(asked)} out")
 
 
 def check_outputs(text: str, outputs: Sequence[Path]) -> None:
@@ -80,6 +90,7 @@ def convert(
     *,
     target: Target,
     opset: int | None,
+    any_size: bool,
     static: bool,
     half: bool,
     overwrite: bool,
@@ -90,6 +101,8 @@ def convert(
     check_outputs(text, outputs)
     voice.say(f"reading {text}")
     source = OnnxModel.load(text)
+    if any_size:
+        source, size = _opened_size(source, size)
     if source.recipe is not None and source.recipe.kind == "dense":
         raise UsageError(f"{text}: is dense already; convert its original (densify inverse {shlex.quote(text)} -o ...)")
     origin = origin_of(source)
@@ -125,6 +138,7 @@ def convert(
         "lattices": {name: [axis._asdict() for axis in axes] for name, axes in dense.lattices.items()},
         "merged": {name: axes.merged for name, axes in dense.lattices.items()},
         "positions": {name: [axis._asdict() for axis in axes] for name, axes in dense.positions.items()},
+        "follows_size": list(dense.options.shape[2:]) if dense.plan.follows_size else None,
         "written": written,
         **report.to_dict(),
     }
@@ -157,8 +171,8 @@ def inverse(
     report = verify_onnx_laws(None, dense, samples, rtol=run.rtol, atol=run.atol)
     written = []
     if report or keep_failed:
-        graph = dense.source.copy()
-        graph.metadata_props[RECIPE_KEY] = recipe.of_kind("dpoa").to_json()
+        graph = dense.source.base.copy()
+        graph.metadata_props.update(metadata_of_original(dense))
         written = _write(graph, outputs, voice, overwrite=overwrite, dry_run=dry_run)
     from densify.display import show_inverse
 
@@ -177,10 +191,12 @@ def inverse(
         voice.next(f"densify verify {shlex.quote(written[0])} {shlex.quote(text)}")
 
 
-def verify(texts: Sequence[str], run: Run, voice: Voice) -> None:
+def verify(texts: Sequence[str], size: Sequence[int] | None, run: Run, voice: Voice) -> None:
     """`densify verify` of one or two ONNX files."""
     files = []
     for text in texts:
+        if not text.lower().endswith(".onnx"):
+            raise UsageError(f"{text}: an ONNX file is compared with an ONNX file; name one")
         voice.say(f"reading {text}")
         files.append(OnnxModel.load(text))
     dense = [opened(file) for file in files if file.is_dense]
@@ -193,7 +209,6 @@ def verify(texts: Sequence[str], run: Run, voice: Voice) -> None:
         voice.say(f"verifying on {', '.join(sample.name for sample in samples)}")
         report = verify_onnx_laws(original, dense[0], samples, rtol=run.rtol, atol=run.atol)
     elif len(plain) == 2:
-        size = plain[0].recipe.options.shape[1:] if plain[0].recipe is not None else None
         samples = _inputs_of(run, plain[0], reference_shape(plain[0], size), None, None)
         report = same_outputs(plain[0], plain[1], samples, rtol=run.rtol, atol=run.atol)
     else:
@@ -208,8 +223,8 @@ def verify(texts: Sequence[str], run: Run, voice: Voice) -> None:
 
 def inspect(text: str, size: Sequence[int] | None, voice: Voice) -> None:
     """`densify inspect` of an ONNX file."""
-    source, known = _original(text)
-    size = size or known
+    source, known = _original(text, voice)
+    asked, size = size, size or known
     geometry = survey_onnx(source, size)
     found = graph_layers(geometry, source.parameters, every=voice.verbose)
     from densify.display import show_layers
@@ -222,15 +237,22 @@ def inspect(text: str, size: Sequence[int] | None, voice: Voice) -> None:
         "layers": found,
     }
     emit(voice, document, lambda: show_layers(document))
-    if any(layer["strided"] for layer in found):
-        name = shlex.quote(text)
-        voice.next(f"densify plan {name} --start LAYER", f"densify plan {name} --output-stride 8")
+    strided = [layer for layer in found if layer["strided"]]
+    if strided:
+        name = shlex.quote(text) + (f" --input-size {','.join(map(str, asked))}" if asked else "")
+        deepest = max(strided, key=lambda layer: layer["step"])
+        voice.next(f"densify plan {name} --start {shlex.quote(deepest['name'])}")
 
 
-def plan(text: str, choice: Choice, size: Sequence[int] | None, how: Mapping[str, Any], voice: Voice) -> None:
+def plan(
+    text: str, choice: Choice, size: Sequence[int] | None, how: Mapping[str, Any], voice: Voice, *, any_size: bool
+) -> None:
     """`densify plan` of an ONNX file."""
-    source, known = _original(text)
-    options = options_of(source, size or known, **asdict(choice), **how)
+    source, known = _original(text, voice)
+    wanted: Sequence[int] | None = size or known
+    if any_size:
+        source, wanted = _opened_size(source, wanted)
+    options = options_of(source, wanted, **asdict(choice), **how)
     made = OnnxConversion(source, options).plan
     from densify.display import show_plan
 
@@ -238,12 +260,19 @@ def plan(text: str, choice: Choice, size: Sequence[int] | None, how: Mapping[str
     emit(voice, document, lambda: show_plan(document))
 
 
+def _opened_size(source: OnnxModel, size: Sequence[int] | None) -> tuple[OnnxModel, Sequence[int]]:
+    """A graph for images of any size, and its reference size: by default the one that it was declared for."""
+    return source.any_size(), size or reference_shape(source, None)[1:]
+
+
 # ---- parts of them -------------------------------------------------------------------------------
 
 
-def _original(text: str) -> tuple[OnnxModel, tuple[int, ...] | None]:
+def _original(text: str, voice: Voice) -> tuple[OnnxModel, tuple[int, ...] | None]:
     """A file as an original, and its reference size where it tells: of a dense one what it was made from."""
     file = OnnxModel.load(text)
+    if file.is_dense:
+        voice.say(f"{text}: is dense already; this is the graph that it was made from")
     known = None if file.recipe is None else file.recipe.options.shape[1:]
     return (inverse_onnx(file) if file.is_dense else file), known
 

@@ -98,6 +98,16 @@ def read_file(path: Path | str) -> Weights:
     return read_weights(path)
 
 
+def refuse_any_size(text: str, asked: bool) -> None:
+    """Refuse to open the sizes of what has none of its own.
+
+    Raises:
+        UsageError: the model is no ONNX file.
+    """
+    if asked:
+        raise UsageError(f"--any-size: is about ONNX files; {text} takes the sizes that its program does")
+
+
 def refuse_file(text: str) -> None:
     """Refuse to convert a file, and say what to do.
 

@@ -139,6 +139,9 @@ OutputOption = Annotated[
 TargetOption = Annotated[
     Target | None, typer.Option("--target", help="The runtime that .onnx outputs are written for.  [default: ort]")
 ]
+AnySizeOption = Annotated[
+    bool, typer.Option("--any-size", help="Take an ONNX file that is declared for one size for images of any size.")
+]
 StaticOption = Annotated[
     bool, typer.Option("--static", help="ONNX for batch 1 and the reference size alone, all shapes fixed.")
 ]

@@ -14,6 +14,7 @@ def plan(
     output_stride: o.StrideOption = None,
     head_only: o.HeadOnlyOption = False,
     input_size: o.InputSizeOption = None,
+    any_size: o.AnySizeOption = False,
     model_arg: o.ModelArgOption = None,
     padding: o.PaddingOption = o.Padding.full,
     head: o.HeadOption = o.Head.dense,
@@ -36,7 +37,7 @@ def plan(
     size, voice = o.size(input_size), o.Voice(json, verbose, quiet)
 
     from densify.cli.facts import plan_facts
-    from densify.cli.models import Asked, is_graph, surveyed
+    from densify.cli.models import Asked, is_graph, refuse_any_size, surveyed
     from densify.conversion import plan as made
     from densify.display import show_plan
 
@@ -44,8 +45,9 @@ def plan(
         from densify.cli import graphs
 
         graphs.refuse_options(model, {"--model-arg": model_arg})
-        graphs.plan(model, picked, size, how, voice)
+        graphs.plan(model, picked, size, how, voice, any_size=any_size)
         return
+    refuse_any_size(model, any_size)
     built, wanted = surveyed(Asked(model, arguments=tuple(model_arg or ())), size, reference, trust_code)
     chosen = {"start": picked.start, "layers": picked.layers, "output_stride": picked.output_stride}
     found = made(built, (1, *wanted), **chosen, **how)  # type: ignore[arg-type]

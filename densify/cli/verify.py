@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from densify.comparison import Report
     from densify.samples import Sample
 
-_FILE_OR_MODEL = "A file that densify wrote, or a MODEL"
+_FILE_OR_MODEL = "A file that densify wrote, another .onnx file, or a MODEL"
 _First = Annotated[str, typer.Argument(metavar="A", help=f"{_FILE_OR_MODEL}.", show_default=False)]
 _Second = Annotated[str | None, typer.Argument(metavar="B", help=f"{_FILE_OR_MODEL}; default: A's own original.")]
 
@@ -90,7 +90,7 @@ def verify(
         from densify.cli import graphs
 
         graphs.refuse_options(a, {"--dtype": dtype, "--device": device != "cpu", "--weights": weights})
-        graphs.verify(texts, run, voice)
+        graphs.verify(texts, size, run, voice)
         return
     asked = {
         text: Asked(text, weights, pretrained, init, seed, tuple(model_arg or ()))

@@ -266,7 +266,7 @@ class Writer:
                 x = self.plain(key)
                 made: list[Size] = [x.size(dim) for dim in range(2, x.rank)]
             elif isinstance(step.op, DenseWindowed):
-                made = layers.counts(self.original_sizes(step.site.inputs[0]), step.op.windows)
+                made = layers.counts(self.original_sizes(step.site.inputs[0]), step.op.windows, step.op.op.same)
             elif isinstance(step.op, PhaseWise) and isinstance(step.op.op, GlobalPool):
                 made = [1] * len(step.map.axes)
             elif isinstance(step.op, Pad | Crop):  # of a denser map with padding="valid" only

@@ -224,9 +224,18 @@ def far_side(y: Tensor, found: Sequence[Layout], windows: Sequence[DenseWindow])
     return y
 
 
-def counts(sizes: Sequence[Size], windows: Sequence[DenseWindow]) -> list[Size]:
-    """The original's sizes after a window op, from those before."""
-    return [window.window.count(size) for window, size in zip(windows, sizes, strict=True)]  # type: ignore[arg-type]
+def counts(sizes: Sequence[Size], windows: Sequence[DenseWindow], side: str = "") -> list[Size]:
+    """The original's sizes after a window op, from those before.
+
+    Args:
+        side: as for :func:`run_time`, where the padding follows the map's size.
+    """
+    made: list[Size] = []
+    for window, size in zip(windows, sizes, strict=True):
+        found: Any = size
+        plain = window.window.same(found, side) if side and window.stride > 1 else window.window
+        made.append(plain.count(found))
+    return made
 
 
 def run_time(windows: Sequence[DenseWindow], x: Tensor, side: str) -> list[DenseWindow]:
