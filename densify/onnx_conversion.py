@@ -15,7 +15,8 @@ from densify.conversion import Position, check_options, positions
 from densify.errors import CheckpointError, TargetError, UsageError
 from densify.graphs.onnx.dilated import DilatedWriter
 from densify.graphs.onnx.fragments import FragmentWriter
-from densify.graphs.onnx.read import Reading, read, spatial_dims
+from densify.graphs.onnx.image import spatial_dims
+from densify.graphs.onnx.read import Reading, read
 from densify.heads import apply_head
 from densify.maps import Lattices
 from densify.onnx_file import raw_bytes, unmap

@@ -15,7 +15,7 @@ import onnx_ir.passes.common as passes
 import torch
 
 from densify.errors import CheckpointError, ConversionError, UsageError
-from densify.graphs.onnx.read import image_of, refuse_foreign, spatial_dims
+from densify.graphs.onnx.image import image_of, refuse_foreign, spatial_dims
 from densify.onnx_file import DTYPES, load_onnx, raw_bytes, read_metadata, save_onnx, unmap
 from densify.onnx_graph import make_constant
 from densify.recipe import Recipe
@@ -305,6 +305,8 @@ def at_opset(source: OnnxModel, version: int) -> OnnxModel:
             f"{source.name}: is of opset {source.opset}, {version} is needed, and ONNX's converter fails "
             f"({_said(error)}). Export the model with a later opset."
         ) from None
+    if source.opset < _COORDINATES_SINCE <= version:
+        _place_as_before(made)
     inputs = {str(value.name): value for value in made.graph.inputs}
     for name in large:
         made.graph.inputs.remove(inputs[name])
@@ -317,6 +319,17 @@ def at_opset(source: OnnxModel, version: int) -> OnnxModel:
             make_constant(made.graph, value)
     made.metadata_props.update(model.metadata_props)
     return OnnxModel(made, source.name)
+
+
+_COORDINATES_SINCE = 11
+
+
+def _place_as_before(model: ir.Model) -> None:
+    """Say of every Resize where its samples lie: ONNX's converter leaves it open, and the default is another since."""
+    for node in model.graph:
+        if node.op_type == "Resize":
+            for name, said in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
+                node.attributes.setdefault(name, ir.AttrString(name, said))
 
 
 def is_graph(path: Path) -> bool:

@@ -15,13 +15,13 @@ from densify.onnx_model import ORIGINAL_KEY, OnnxModel
 _LARGE = 1024  # bytes of a Constant node that are not kept twice
 
 
-def packed(source: OnnxModel) -> str:
-    """A graph less its weights, as text."""
-    model = source.copy()
+def packed(source: OnnxModel, dense: ir.Model) -> str:
+    """A graph less the weights that the dense graph holds, as text."""
+    model, held = source.copy(), _large_constants(dense)
     model.metadata_props.pop(ORIGINAL_KEY, None)
     model.graph.initializers.clear()
     for node in model.graph:
-        if (large := _large_constant(node)) is not None:
+        if (large := _large_constant(node)) is not None and str(node.outputs[0].name) in held:
             node.attributes["value"] = ir.AttrTensor("value", _placeholder(large))
     proto = ir.to_proto(model)
     return base64.b85encode(zlib.compress(proto.SerializeToString(), 9)).decode()
@@ -32,6 +32,10 @@ def _large_constant(node: ir.Node) -> ir.TensorProtocol | None:
         return None
     tensor = node.attributes["value"].as_tensor()
     return tensor if tensor.nbytes > _LARGE else None
+
+
+def _large_constants(model: ir.Model) -> dict[str, ir.Node]:
+    return {str(node.outputs[0].name): node for node in model.graph if _large_constant(node) is not None}
 
 
 def _placeholder(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
@@ -86,7 +90,7 @@ def _check_weights(model: ir.Model, dense: OnnxModel) -> None:
 
 def _fill_constants(model: ir.Model, dense: OnnxModel) -> None:
     """Put large constants, which the file holds in the dense graph alone, back to their places."""
-    large = {str(node.outputs[0].name): node for node in dense.graph.graph if _large_constant(node) is not None}
+    large = _large_constants(dense.graph)
     for node in model.graph:
         if node.op_type != "Constant" or "value" not in node.attributes:
             continue

@@ -14,7 +14,7 @@ from torch import Tensor
 from densify.choose import Choice
 from densify.comparison import TOLERANCES, Check, Judge, Report, Tolerance
 from densify.errors import ConversionError, UsageError
-from densify.graphs.onnx.read import image_of, spatial_dims
+from densify.graphs.onnx.image import image_of, spatial_dims
 from densify.graphs.onnx.values import Values
 from densify.maps import Merged
 from densify.merge_laws import Merges, has_merges

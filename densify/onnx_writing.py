@@ -22,7 +22,7 @@ def metadata_of(dense: DenseOnnx) -> dict[str, str]:
     recipe = dense.recipe
     spatial = 0 if dense.options.head == "average" else len(dense.options.shape) - 2
     where = _placed(dense, recipe.lattices, recipe.positions, dict.fromkeys(dense.lattices, 2 + spatial))
-    about = {RECIPE_KEY: recipe.to_json(), ORIGINAL_KEY: packed(dense.source.base)}
+    about = {RECIPE_KEY: recipe.to_json(), ORIGINAL_KEY: packed(dense.source.base, dense.graph)}
     return {**dense.source.metadata, **about, **where}
 
 

@@ -6,14 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 import torch
-from laws.onnx import Node, graph, integers
+from laws.onnx import Node, graph, integers, run
 from runtimes import agree, misread
 
 from densify.graphs.onnx.layers import windows
 from densify.onnx_conversion import convert_onnx
-from densify.onnx_model import OnnxModel
+from densify.onnx_model import OnnxModel, at_opset
 from densify.onnx_packing import inverse_onnx
 from densify.onnx_verification import legal, verify_onnx_laws
 from densify.onnx_writing import metadata_of
@@ -63,6 +65,7 @@ POOLS: dict[str, Node] = {
     "max dilated": op("MaxPool", kernel_shape=[3, 2], strides=[2, 2], dilations=[2, 3]),
     "max same upper": op("MaxPool", kernel_shape=[3, 3], strides=[2, 3], auto_pad="SAME_UPPER"),
     "max same lower": op("MaxPool", kernel_shape=[2, 3], strides=[2, 2], auto_pad="SAME_LOWER"),
+    "max same in ceil mode": op("MaxPool", kernel_shape=[3, 3], strides=[2, 3], auto_pad="SAME_UPPER", ceil_mode=1),
     "max valid": op("MaxPool", kernel_shape=[3, 3], strides=[2, 2], auto_pad="VALID"),
     "average": op("AveragePool", kernel_shape=[2, 3], strides=[2, 2]),
     "average padded": op("AveragePool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 0, 1]),
@@ -139,6 +142,32 @@ BETWEEN: dict[str, tuple[list[Node], dict[str, Any]]] = {
     "cropped": (
         [op("Slice", "starts", "ends", "axes")],
         {"starts": np.array([1, 0]), "ends": np.array([2**31 - 1, -2]), "axes": np.array([2, 3])},
+    ),
+    "cropped by short integers": (
+        [op("Slice", "starts", "ends", "axes")],
+        {"starts": np.array([1, 0], "i4"), "ends": np.array([2**31 - 1, -2], "i4"), "axes": np.array([2, 3], "i4")},
+    ),
+    "a mask of its own shape": (
+        [op("Shape", out="s"), ("Expand", ["k", "s"], ["t"], {}), ("Mul", ["a", "t"], ["b"], {})],
+        {"k": integers(1, 4, 1, 1, seed=5)},
+    ),
+    "a mask for every row": (
+        [op("Shape", out="s"), ("Expand", ["k", "s"], ["t"], {}), ("Softmax", ["a"], ["u"], {"axis": 3}),
+         ("Mul", ["u", "t"], ["b"], {})],
+        {"k": integers(1, 4, 1, 1, seed=5)},
+    ),
+    "maxima of integers": (
+        [op("Cast", to=3, out="c"), ("MaxPool", ["c"], ["d"], {"kernel_shape": [2, 2], "pads": [1, 1, 0, 0]}),
+         ("Cast", ["d"], ["b"], {"to": 1})], {},
+    ),
+    "stretched past its kernel": (
+        [op("ConvTranspose", "k", strides=[3, 3], auto_pad="SAME_UPPER")], {"k": integers(4, 4, 2, 2, seed=5)},
+    ),
+    "resized by its own size": (
+        [op("Shape", out="s"), ("Mul", ["s", "times"], ["t"], {}),
+         ("Resize", ["a", "", "", "t"], ["c"], {"mode": "linear"}),
+         ("MaxPool", ["c"], ["b"], {"kernel_shape": [3, 3], "strides": [3, 3]})],
+        {"times": np.array([1, 1, 3, 3])},
     ),
     "some channels": (
         [op("Slice", "starts", "ends", "axes", out="c"), ("Concat", ["c", "c"], ["d"], {"axis": 1}),
@@ -240,7 +269,7 @@ def test_resize_in_its_coordinate_modes(mode: str, coordinates: str, rounding: s
     assert dense.plan.merges
 
 
-@pytest.mark.parametrize("opset", [9, 10, 11, 13, 18, 21])
+@pytest.mark.parametrize("opset", [7, 8, 9, 10, 11, 13, 18, 21])
 def test_old_and_new_opsets(opset: int) -> None:
     pads = {"pads": [0, 0, 1, 1, 0, 0, 1, 1]} if opset < 11 else {}
     given = ["pads"] if opset >= 11 else []
@@ -248,6 +277,102 @@ def test_old_and_new_opsets(opset: int) -> None:
     pool: Node = op("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], out="p")
     pad: Node = ("Pad", ["p", *given], ["b"], pads)
     check(between(pool, pad, opset=opset, **weights))
+
+
+@pytest.mark.parametrize("opset", [7, 8])
+def test_average_poolings_of_old_opsets(opset: int) -> None:
+    pool: Node = op("AveragePool", kernel_shape=[2, 3], strides=[2, 2])
+    check(between(pool, opset=opset))
+    assert convert_onnx(between(pool, opset=opset), (3, 17, 22), output_stride=1).opset >= 9  # which has its constants
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize("opset", [7, 9, 10])
+def test_a_raised_opset_leaves_samples_where_they_were(mode: str, opset: int) -> None:
+    """ONNX's converter alone would move those of an interpolation by half a sample."""
+    attributes = {"mode": mode, "scales": [1.0, 1.0, 2.0, 3.0]} if opset < 9 else {"mode": mode}
+    given = [] if opset < 9 else ["scales"]
+    resize: Node = op("Resize" if opset > 9 else "Upsample", *given, **attributes)
+    scales: dict[str, Any] = {"scales": np.array([1, 1, 2, 3], "f")} if given else {}
+    source = between(resize, opset=opset, **scales)
+    x = torch.from_numpy(integers(2, 3, 7, 9, seed=6))
+    want, have = (run(graph, x, optimised=False) for graph in (source.graph, at_opset(source, 12).graph))
+    assert torch.equal(want["output"], have["output"])
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_size_that_writes_out_the_images(images: int, mode: str) -> None:
+    pool: Node = op("MaxPool", kernel_shape=[3, 3], strides=[3, 3], out="p")
+    resize: Node = ("Resize", ["p", "", "", "size"], ["b"], {"mode": mode})
+    weights = {**WEIGHTS, "size": np.array([images, 4, 10, 14])}
+    source = graph([CONV, pool, resize, LAST], weights, (images, 3, 17, 22))
+    sample = Sample("x", torch.from_numpy(integers(images, 3, 17, 22, seed=7)))
+    for form in ("dilated", "fragments"):
+        dense = convert_onnx(source, output_stride=1, form=form)
+        assert dense.lattices["output"] == ((3, 0), (3, 0))
+        report = verify_onnx_laws(None, dense, [sample])
+        assert report, report.failed
+
+
+def test_a_shape_that_is_an_output() -> None:
+    pool: Node = op("MaxPool", kernel_shape=[2, 2], strides=[2, 2], out="p")
+    shape: Node = ("Shape", ["p"], ["shape"], {})
+    last: Node = ("Conv", ["p", "last"], ["output"], {})
+    source = graph([CONV, pool, shape, last], WEIGHTS, OPEN, outputs=("output", "shape"))
+    source.graph.graph.outputs[1].dtype = ir.DataType.INT64
+    x = torch.from_numpy(integers(2, 3, 17, 22, seed=7))
+    for form in ("dilated", "fragments"):
+        dense = convert_onnx(source, (3, 17, 22), output_stride=1, form=form)
+        assert run(dense.graph, x)["shape"].tolist() == run(source.graph, x)["shape"].tolist() == [2, 4, 8, 11]
+
+
+FLATTENED: dict[str, list[Node]] = {
+    "dropout": [("Flatten", ["p"], ["f"], {}), ("Dropout", ["f"], ["g"], {}), ("Gemm", ["g", "k"], ["output"], {})],
+    "rectified": [("Flatten", ["p"], ["f"], {}), ("Relu", ["f"], ["g"], {}), ("Gemm", ["g", "k"], ["output"], {})],
+    "subtracted, channels last": [
+        ("Transpose", ["p"], ["t"], {"perm": [0, 2, 3, 1]}), ("Neg", ["t"], ["n"], {}),
+        ("Flatten", ["t"], ["f"], {}), ("Flatten", ["n"], ["g"], {}), ("Sub", ["f", "g"], ["h"], {}),
+        ("Gemm", ["h", "k"], ["output"], {}),
+    ],
+    "concatenated": [
+        ("Flatten", ["p"], ["f"], {}), ("Neg", ["p"], ["n"], {}), ("Flatten", ["n"], ["g"], {}),
+        ("Concat", ["g", "f"], ["h"], {"axis": 1}), ("Gemm", ["h", "wide"], ["output"], {}),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLATTENED)
+def test_flattened_windows(name: str) -> None:
+    """What stands between a flatten and the layer that reads it."""
+    pool: Node = op("MaxPool", kernel_shape=[3, 4], strides=[3, 4], out="p")
+    weights = {"first": WEIGHTS["first"], "k": integers(100, 6, seed=2), "wide": integers(200, 6, seed=3)}
+    source = graph([CONV, pool, *FLATTENED[name]], weights, OPEN)
+    for form in ("dilated", "fragments"):
+        dense = convert_onnx(source, (3, 17, 22), output_stride=1, form=form)
+        samples = [
+            Sample(str(size), torch.from_numpy(integers(*size, seed=8))) for size in ((2, 3, 17, 22), (1, 3, 29, 30))
+        ]
+        report = verify_onnx_laws(None, dense, samples)
+        assert report, report.failed
+        assert "head" in {check.law for check in report.checks}
+
+
+@pytest.mark.parametrize("head", ["dense", "features"])
+def test_weights_in_constants_come_back(head: str) -> None:
+    """Those of a head that was cut off, too."""
+    weight = onnx.numpy_helper.from_array(integers(4, 100, seed=2))
+    nodes: list[Node] = [
+        op("MaxPool", kernel_shape=[2, 2], strides=[2, 2], out="p"), ("GlobalAveragePool", ["p"], ["g"], {}),
+        ("Flatten", ["g"], ["f"], {}), ("Constant", [], ["k"], {"value": weight}),
+        ("MatMul", ["f", "k"], ["output"], {}),
+    ]  # fmt: skip
+    source = graph([CONV, *nodes], {"first": WEIGHTS["first"]}, OPEN)
+    dense = convert_onnx(source, (3, 17, 22), output_stride=1, head=head)
+    dense.graph.metadata_props.update(metadata_of(dense))
+    back = inverse_onnx(OnnxModel(dense.graph, "dense.onnx"))
+    x = torch.from_numpy(integers(2, 3, 17, 22, seed=7))
+    assert torch.equal(run(back.graph, x)["output"], run(source.graph, x)["output"])
 
 
 def test_the_opset_is_raised_only_where_an_operator_needs_it() -> None:

@@ -71,6 +71,56 @@ REFUSED: dict[str, tuple[Callable[[], OnnxModel], str]] = {
         lambda: behind_a_pooling(("MeanVarianceNormalization", ["p"], ["b"], {"axes": [0, 2, 3]})),
         "b: it works across the images of a batch",
     ),
+    "a sum over the images before": (
+        lambda: behind_a_pooling(("CumSum", ["p", "zero"], ["b"], {}), zero=np.array(0)),
+        "b: it mixes the images of a batch",
+    ),
+    "images normalised together": (
+        lambda: behind_a_pooling(("LpNormalization", ["p"], ["b"], {"axis": 0})),
+        "b: it mixes the images of a batch",
+    ),
+    "tokens weighted over the batch": (
+        lambda: behind_a_pooling(
+            ("Reshape", ["p", "tokens"], ["t"], {}), ("Softmax", ["t"], ["w"], {"axis": 0}),
+            ("Shape", ["p"], ["s"], {}), ("Reshape", ["w", "s"], ["b"], {}), tokens=np.array([0, 0, -1]),
+        ),
+        "w: it mixes the images of a batch",
+    ),
+    "a vector over the batch": (
+        lambda: behind_a_pooling(
+            ("GlobalAveragePool", ["p"], ["g"], {}), ("Flatten", ["g"], ["f"], {}),
+            ("CumSum", ["f", "zero"], ["c"], {}), ("Reshape", ["c", "map"], ["b"], {}),
+            zero=np.array(0), map=np.array([-1, 4, 1, 1]),
+        ),
+        "c: it mixes the images of a batch",
+    ),
+    "products of images": (
+        lambda: behind_a_pooling(("Einsum", ["p", "p"], ["b"], {"equation": "bchw,dchw->bchw"})),
+        "b: it mixes the images of a batch",
+    ),
+    "places of maxima that are an output": (
+        lambda: graph(
+            [FIRST, ("MaxPool", ["a"], ["b", "places"], {"kernel_shape": [2, 2], "strides": [2, 2]}), LAST],
+            WEIGHTS, ("N", 3, "H", "W"), outputs=("output", "places"),
+        ),
+        "b: the places of its maxima are read",
+    ),
+    "a stride from the far end": (
+        lambda: behind_a_pooling(
+            ("Slice", ["p", "start", "end", "rows", "two"], ["b"], {}),
+            start=np.array([-5]), end=np.array([2**62]), rows=np.array([2]), two=np.array([2]),
+        ),
+        'output: it makes the output "output", whose spatial axes',
+    ),
+    "flattened windows, channels last, side by side": (
+        lambda: graph(
+            [FIRST, POOL, ("Transpose", ["p"], ["t"], {"perm": [0, 2, 3, 1]}), ("Flatten", ["t"], ["f"], {}),
+             ("Neg", ["f"], ["n"], {}), ("Concat", ["f", "n"], ["c"], {"axis": 1}),
+             ("Gemm", ["c", "g"], ["output"], {})],
+            {"k": WEIGHTS["k"], "g": integers(768, 5, seed=2)}, ("N", 3, "H", "W"),
+        ),
+        "c: it makes a map of a head's flattened window",
+    ),
     "sizes that depend on numbers": (
         lambda: behind_a_pooling(
             ("NonZero", ["p"], ["n"], {}), ("Cast", ["n"], ["f"], {"to": 1}), ("Reshape", ["f", "s"], ["b"], {}),

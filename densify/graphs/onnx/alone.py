@@ -10,7 +10,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from densify.graphs.onnx.read import Reading, image_of
+from densify.graphs.onnx.image import image_of
+from densify.graphs.onnx.read import Reading
 from densify.graphs.onnx.values import Values
 from densify.maps import Layout
 from densify.onnx_file import OnnxSession

@@ -50,9 +50,10 @@ def _scaled(writer: Writer, value: ir.Value, times: Sequence[int]) -> ir.Value:
     numbers = writer.reading.known[writer.name(value)].numbers
     assert numbers is not None
     factors = np.where(np.abs(numbers) < _PAST_ALL, np.array(times, np.int64), 1)
+    kind, largest = numbers.dtype, np.iinfo(numbers.dtype).max
     if ir.convenience.get_const_tensor(value) is not None:
-        return writer.tape.constant((numbers * factors).astype(np.int64))
-    return writer.tape.op("Mul", [writer.values[writer.name(value)], writer.tape.constant(factors)])
+        return writer.tape.constant((numbers * factors).clip(-largest, largest).astype(kind))
+    return writer.tape.op("Mul", [writer.values[writer.name(value)], writer.tape.constant(factors.astype(kind))])
 
 
 _PAST_ALL = 2**31 - 1

@@ -15,8 +15,6 @@ import onnx_ir as ir
 from densify.graphs.onnx import layers
 from densify.graphs.onnx.merging import merged
 from densify.graphs.onnx.ops import channelwise, identity, joined, moved, rephased, rows, windowed
-from densify.graphs.onnx.readers.pointwise import elementwise
-from densify.graphs.onnx.registry import reader_of
 from densify.graphs.onnx.tape import Size, Tensor
 from densify.graphs.onnx.write import Writer, est_of, shape_of
 from densify.lattice import Lattice, densify_window
@@ -95,7 +93,7 @@ class FragmentWriter(Writer):
     def argument(self, value: ir.Value, node: ir.Node, step: Step | None = None) -> ir.Value:
         """What follows from shapes alone is told how many fragments there are."""
         name = self.name(value)
-        if self.of_images(name) or step is None or not step.sources or reader_of(node) is elementwise:
+        if self.of_images(name) or step is None or not step.sources or self.is_number(node, name):
             return super().argument(value, node, step)
         return self.number(value, est_of(step.sources[0]))
 

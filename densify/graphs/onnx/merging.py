@@ -35,7 +35,7 @@ def merged(writer: Writer, node: ir.Node, step: Step, op: Merge, *, at_once: boo
         name = writer.name(value)
         if name == key:
             return read.value
-        return writer.number(value, kept)
+        return writer.told(node, value, kept)
 
     (made,) = writer.copy(node, given)
     shape = step.site.shape

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
-from densify.errors import ConversionError, Refusal, RefusedError
-from densify.graphs.onnx import readers  # noqa: F401  (importing them registers them)
+from densify.errors import ConversionError
+from densify.graphs.onnx import apart, readers  # noqa: F401  (importing the readers registers them)
+from densify.graphs.onnx.image import image_of, spatial_dims
 from densify.graphs.onnx.linear import linear
 from densify.graphs.onnx.readers.shapes import mirrored
 from densify.graphs.onnx.registry import Call, Place, reader_of
@@ -22,6 +23,7 @@ from densify.ops import (
     Flatten,
     Interpolation,
     Linear,
+    MaxPool,
     Op,
     Other,
     Rows,
@@ -29,22 +31,6 @@ from densify.ops import (
     Unsupported,
 )
 from densify.plans import Network, Site
-
-
-def image_of(model: ir.Model) -> ir.Value:
-    """The one input that is an image.
-
-    Raises:
-        ConversionError: there is none, or there are several.
-    """
-    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
-    images = [value for value in inputs if value.shape is None or len(value.shape) >= 3]
-    if len(inputs) != 1 or not images:
-        names = ", ".join(f"{value.name} {value.shape}" for value in inputs) or "none"
-        raise ConversionError(f"the graph has to have one input, an image [B, C, *spatial]; it has: {names}.")
-    if images[0].dtype is None or not images[0].dtype.is_floating_point():
-        raise ConversionError(f"{images[0].name}: the image has to be of a floating type, not {images[0].dtype}.")
-    return images[0]
 
 
 @dataclass(frozen=True)
@@ -56,6 +42,7 @@ class Reading:
         places: by name, what the tensors of the image are.
         known: by name, what is known of every value at the reference size.
         counted: names of values that follow from shapes, the number of images among them.
+        per_image: names of those that have an entry for every image.
         order: dimensions of the image in the order [B, C, *spatial].
     """
 
@@ -63,6 +50,7 @@ class Reading:
     places: Mapping[str, Place]
     known: Mapping[str, Known]
     counted: frozenset[str]
+    per_image: frozenset[str]
     order: tuple[int, ...]
 
 
@@ -85,32 +73,9 @@ def read(model: ir.Model, shape: Sequence[int]) -> Reading:
             outputs[name] = name
     if not outputs:
         raise ConversionError("no output of the graph depends on its image.")
-    return Reading(
-        Network(reader.sites, outputs), reader.places, reader.known, frozenset(reader.counted()), reader.order
-    )
-
-
-def spatial_dims(model: ir.Model) -> tuple[int, ...]:
-    """The dimensions of the image in the order [B, C, *spatial]: channels come last where the first window op sees them
-    moved there."""
-    image = image_of(model)
-    rank = len(image.shape) if image.shape is not None else 4
-    orders: dict[str, tuple[int, ...]] = {str(image.name): tuple(range(rank))}
-    for node in model.graph:
-        seen = [orders[str(one.name)] for one in node.inputs if one is not None and str(one.name) in orders]
-        if not seen:
-            continue
-        if node.op_type in _WINDOWS:
-            return seen[0]
-        order = seen[0]
-        if node.op_type == "Transpose":
-            permutation = list(node.attributes.get_ints("perm", list(reversed(range(rank)))))
-            order = tuple(order[dim] for dim in permutation)
-        orders[str(node.outputs[0].name)] = order
-    return tuple(range(rank))
-
-
-_WINDOWS = ("Conv", "MaxPool", "AveragePool", "LpPool", "ConvTranspose", "BatchNormalization", "GlobalAveragePool")
+    counted = frozenset(reader.counted())
+    grow = frozenset(name for name in counted if reader.grows(name))
+    return Reading(Network(reader.sites, outputs), reader.places, reader.known, counted, grow, reader.order)
 
 
 class _Reader:
@@ -118,7 +83,8 @@ class _Reader:
 
     def __init__(self, model: ir.Model, shape: tuple[int, ...]) -> None:
         image = image_of(model)
-        self.order = spatial_dims(model)
+        self.image, self.order = str(image.name), spatial_dims(model)
+        self.frozen = image.shape is not None and all(isinstance(image.shape[dim], int) for dim in self.order[2:])
         values = Values(model, image)
         self.version = values.version
         self.known = values.at(shape)
@@ -155,8 +121,10 @@ class _Reader:
             op = Unsupported("no shape of its result follows from the image's", "Choose layers behind it")
         else:
             op = self.read(call)
+        mixes = self._mixes(call) if isinstance(op, Other | Rows) else ""
         for value in used:
-            found = self._measured(call, value) if isinstance(op, Other) else op
+            found = self._measured(call, value, mixes) if isinstance(op, Other) else op
+            found = replace(found, fault=mixes) if isinstance(found, Rows) else found
             self._place(value, self._result(call, value, found), found, call.maps, call)
 
     def counted(self) -> Iterator[str]:
@@ -174,14 +142,31 @@ class _Reader:
             ):
                 yield name
 
+    def grows(self, name: str) -> bool:
+        """Whether twice as many images make the first dimension of what is no tensor of the image twice as long."""
+        one, other = self.known[name].shape, self.doubled.get(name)
+        grown = None if other is None else other.shape
+        return bool(one) and grown is not None and len(grown) > 1 and grown == (2 * one[0], *one[1:])  # type: ignore[index]
+
     def read(self, call: Call) -> Op:
         """The description of one node's op."""
         reader = reader_of(call.node)
         mixed = any(self.places[name].layout is Layout.MIXED for name in call.maps)
         op = reader(call) if reader is not None and (not mixed or call.node.op_type in ("Shape", "Size")) else None
+        op = None if call.node.op_type == "Slice" and isinstance(op, MaxPool) and not self._slides(call, op) else op
         if op is None and self._alone(call):
             return Rows()
         return op if op is not None else Other((), Layout.MIXED)
+
+    def _slides(self, call: Call, op: MaxPool) -> bool:
+        """Whether a Slice with steps takes what a window takes on larger images, too: its bounds may be numbers."""
+        dims = call.source.order[2:]
+        for dim, window, other in zip(dims, op.windows, self.grown, strict=True):
+            before, after = (other.get(str(one.name)) for one in (call.node.inputs[0], call.node.outputs[0]) if one)
+            shapes = [None if one is None else one.shape for one in (before, after)]
+            if not self.frozen and None not in shapes and window.count(shapes[0][dim]) != shapes[1][dim]:  # type: ignore[index]
+                return False
+        return True
 
     def _alone(self, call: Call) -> bool:
         """Whether a node reads one vector per image and makes one of it, row by row."""
@@ -202,13 +187,18 @@ class _Reader:
         shape, doubled = self._shape(value), self.doubled.get(str(value.name))
         return bool(shape) and doubled is not None and doubled.shape == (2 * shape[0], *shape[1:])  # type: ignore[index]
 
-    def _measured(self, call: Call, value: ir.Value) -> Other:
+    def _mixes(self, call: Call) -> str:
+        """Why an op must not run on phases that are laid in the batch, for all that its numbers tell; "" if it may."""
+        images = (self.known[self.image].shape or (1,))[self.order[0]]
+        return apart.fault(call.node, call.maps, self.known, self.doubled, images, self.version)
+
+    def _measured(self, call: Call, value: ir.Value, mixes: str) -> Other:
         """What an op without a rule makes: where its dimensions follow the image's, and how large they are."""
         wide = tuple(max(sizes) for sizes in zip(*(self.places[name].sizes for name in call.maps), strict=True))
         layout, _, sizes = self._found(value, wide)
         scales = tuple(Fraction(n, max(m, 1)) for n, m in zip(sizes, wide, strict=True))
         mirrors = mirrored(call) if layout is Layout.MAP else ()
-        return Other(scales, layout, fault="" if self._follows_batch(value) else _NO_BATCH, mirrors=mirrors)
+        return Other(scales, layout, fault=mixes if self._follows_batch(value) else _NO_BATCH, mirrors=mirrors)
 
     def _found(self, value: ir.Value, wide: tuple[int, ...]) -> tuple[Layout, tuple[int, ...], tuple[int, ...]]:
         """Layout, order and sizes (0 for a statistic) of an unknown op's result."""
@@ -246,9 +236,10 @@ class _Reader:
             return Place(layout, order, tuple(max(n, 1) if layout is not Layout.MIXED else n for n in sizes))
         count = len(before.sizes)
         if isinstance(op, Flatten):
-            return Place(Layout.VECTOR, (0, 1), before.sizes)
+            flat = (before.order, before.sizes) if prod(before.sizes) > 1 else ()
+            return Place(Layout.VECTOR, (0, 1), before.sizes, flat)
         if isinstance(op, Linear | Rows) or len(shape) == 2:
-            return Place(Layout.VECTOR, (0, 1), (1,) * count)
+            return Place(Layout.VECTOR, (0, 1), (1,) * count, () if isinstance(op, Linear | Rows) else before.flat)
         if call.node.op_type == "Transpose":
             permutation = list(call.node.attributes.get_ints("perm", list(reversed(range(call.rank)))))
             return before.moved(permutation)
@@ -308,7 +299,7 @@ class _Reader:
         """The first map that is as large as the result of a Resize at every size tried: exporters write sizes anew."""
         name, dims = str(call.node.outputs[0].name), call.source.order[2:]
         for other, place in self.places.items():
-            if other in call.maps or place.layout is not Layout.MAP or place.order != call.source.order:
+            if other in (name, *call.maps) or place.layout is not Layout.MAP or place.order != call.source.order:
                 continue
             pairs = [(one.get(name), one.get(other)) for one in (self.known, *self.grown)]
             shapes = [(a.shape, b.shape) for a, b in pairs if a is not None and b is not None]
@@ -320,14 +311,6 @@ class _Reader:
 
 
 _NO_BATCH = "it does not keep the images of a batch apart, along its first dimension"
-
-
-def _along(known: Known, dims: Sequence[int]) -> list[int] | None:
-    return None if known.shape is None else [known.shape[dim] for dim in dims]
-
-
-def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
-    return one is not None and other is not None and np.array_equal(one, other)
 
 
 def _scaled(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
@@ -364,28 +347,3 @@ def _work(call: Call, op: Op) -> int:
     if not isinstance(op, Conv | Linear | Transposed):
         return 0
     return prod(call.shape(str(call.node.inputs[1].name))) if call.node.inputs[1] is not None else 0
-
-
-_OLDEST = 7
-
-
-def refuse_foreign(model: ir.Model) -> None:
-    """Refuse a graph of operators that ONNX does not have, or had long ago.
-
-    Raises:
-        RefusedError: operators of other domains.
-        ConversionError: an opset from before the operators broadcast as they do.
-    """
-    version = model.opset_imports.get("", 0)
-    if version < _OLDEST:
-        raise ConversionError(
-            f"the graph is of opset {version}; {_OLDEST} is the first that can be read. Bring it there with "
-            "onnx.version_converter."
-        )
-    found = []
-    for node in model.graph:
-        if node.domain not in ("", "ai.onnx"):
-            reason = f"{node.op_type} is of the domain {node.domain!r}, not of ONNX's own"
-            found.append(Refusal(str(node.name), reason, "Export the model with ONNX's own operators."))
-    if found:
-        raise RefusedError(tuple(found))

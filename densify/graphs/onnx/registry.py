@@ -24,11 +24,18 @@ class Place:
         layout: a map, a vector per image, or neither.
         order: of a map, its dimensions in the order [B, C, *spatial]: (0, 3, 1, 2) where channels come last.
         sizes: of its spatial axes in the original; 1 where it is a statistic.
+        flat: of a vector that is a flattened map of more than one sample, the order and the sizes of that map.
     """
 
     layout: Layout
     order: tuple[int, ...]
     sizes: tuple[int, ...]
+    flat: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def entries(self) -> tuple[Layout, tuple[int, ...], tuple[tuple[int, ...], ...]]:
+        """What the entries of a tensor are: tensors that are alike in it can be joined entry by entry."""
+        return self.layout, self.order, self.flat
 
     @property
     def plain(self) -> bool:

@@ -14,7 +14,10 @@ import onnx_ir as ir
 
 from densify.errors import ConversionError
 
-_SINCE = {"Clip": 11, "Max": 12, "MaxPool": 10, "Min": 12, "Mod": 10, "Pad": 11, "Range": 11, "Slice": 10, "Where": 9}
+_SINCE = {
+    "Clip": 11, "Constant": 9, "ConstantOfShape": 9, "Max": 12, "MaxPool": 10, "Min": 12, "Mod": 10, "Pad": 11,
+    "Range": 11, "Slice": 10, "Where": 9,
+}  # fmt: skip
 """The opset that has the form of an operator that is written here, where it is not among the first."""
 
 
@@ -131,7 +134,7 @@ class Tensor:
         low, high = ([sides.get(dim, (0, 0))[side] for dim in range(self.rank)] for side in (0, 1))
         inputs: list[ir.Value | None] = [self.tape.integers([*low, *high])]
         if mode == "constant" and fill:
-            inputs.append(self.tape.constant(np.array(fill, self.value.dtype.numpy())))  # type: ignore[union-attr]
+            inputs.append(self.tape.constant(_filled(fill, self.value.dtype.numpy())))  # type: ignore[union-attr]
         sizes = {dim: _sum(self.shape[dim], *pair) for dim, pair in sides.items()}
         return self.op("Pad", inputs, self.changed(sizes), mode=mode)
 
@@ -163,6 +166,11 @@ class Tensor:
             known = [self.shape[dim] if _is(size, 0) else size for dim, size in enumerate(shape)]
             known = [None if isinstance(size, int) and size < 0 else size for size in known]
         return self.op("Reshape", [self.tape.integers(shape)], known)
+
+
+def _filled(fill: float, dtype: np.dtype) -> np.ndarray:
+    """A number of a type; the least one for -inf where the type has none."""
+    return np.array(np.iinfo(dtype).min if fill == -np.inf and dtype.kind in "iu" else fill, dtype)
 
 
 def _sum(size: Size | None, low: Size, high: Size) -> Size | None:

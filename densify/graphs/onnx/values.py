@@ -91,12 +91,12 @@ class Values:
             return {}  # a window that does not fit; on such sizes ONNX's inference may end the process
         types, numbers = {}, {}
         first = inputs[0].shape if inputs and inputs[0] is not None else None
-        for name, one in zip(proto.input, inputs, strict=True):
+        for index, (name, one) in enumerate(zip(proto.input, inputs, strict=True)):
             if one is not None:
                 types[name] = onnx.helper.make_tensor_type_proto(one.dtype.value, one.shape)
             if one is not None and one.numbers is not None:
                 given = one.numbers
-                if node.op_type == "Reshape" and first and given.size and given[0] == self.images != first[0]:
+                if first and writes_images(node, index, given, self.images) and given[0] != first[0]:
                     given = np.array([first[0], *given[1:]])  # the number of images was written out
                 numbers[name] = onnx.numpy_helper.from_array(given, name)
         try:
@@ -123,6 +123,13 @@ class Values:
         graph = onnx.helper.make_graph([proto], "one", inputs, outputs, list(numbers.values()))
         model = onnx.helper.make_model(graph, opset_imports=self._imports)
         return {value.name: value.type for value in onnx.shape_inference.infer_shapes(model).graph.output}
+
+
+def writes_images(node: ir.Node, index: int, numbers: np.ndarray | None, images: int | None) -> bool:
+    """Whether an input of a node is the shape that it makes, with the number of images written out."""
+    if {"Reshape": 1, "Resize": 3}.get(node.op_type) != index or "axes" in node.attributes:
+        return False
+    return images is not None and numbers is not None and bool(numbers.size) and int(numbers[0]) == images
 
 
 _POOLS = ("AveragePool", "LpPool", "MaxPool")

@@ -13,10 +13,12 @@ import numpy as np
 import onnx_ir as ir
 
 from densify.graphs.onnx import layers
-from densify.graphs.onnx.read import Reading, image_of
+from densify.graphs.onnx.image import image_of
+from densify.graphs.onnx.read import Reading
 from densify.graphs.onnx.readers.pointwise import elementwise
 from densify.graphs.onnx.registry import reader_of
 from densify.graphs.onnx.tape import Number, Size, Tape, Tensor
+from densify.graphs.onnx.values import writes_images
 from densify.maps import Layout, Map
 from densify.ops import Crop, DenseWindowed, GlobalPool, Op, Pad, PhaseWise, ShapeOf
 from densify.plans import Plan, Step
@@ -117,7 +119,8 @@ class Writer:
         shape, place = step.site.shape, self.reading.places[name]
         if place.layout is Layout.MIXED or shape is None or len(shape) < 2:
             return Tensor(self.tape, value, [None] * len(shape or ()))
-        return Tensor(self.tape, value, self.ordered_shape(name, self.plain_shape(step, shape[1])))
+        window = prod(axis.pending for axis in step.map.axes) if step.map.collapsed else 1
+        return Tensor(self.tape, value, self.ordered_shape(name, self.plain_shape(step, shape[1] // window)))
 
     def plain_shape(self, step: Step, channels: int) -> list[Size | None]:
         """What is known of the shape of a dense map, [B, C, *spatial]."""
@@ -193,28 +196,31 @@ class Writer:
         Args:
             read: gives other fragments than its inputs' own.
         """
-        alone = reader_of(node) is elementwise
 
         def given(value: ir.Value) -> ir.Value:
             name = self.name(value)
             if self.of_images(name):
                 return (read(name) or self.fragment(name)).value
-            if node.op_type == "Reshape" and prod(est) > 1 and name not in self.reading.counted:
-                return self._thawed(node, value)
-            return self.values.get(name, value) if alone else self.number(value, est)
+            return self.values.get(name, value) if self.is_number(node, name) else self.told(node, value, est)
 
         for before, made in zip(node.outputs, self.copy(node, given), strict=True):
             name = self.name(before)
             if name in self.plan.steps:
                 self.fragments[name] = Tensor(self.tape, made, self._fragment_shape(name, prod(est)))
 
-    def _thawed(self, node: ir.Node, shape: ir.Value) -> ir.Value:
-        """The shape that a Reshape asks for, where the number of images was written out: there are more fragments."""
-        numbers = self.reading.known[self.name(shape)].numbers
-        if self.batch is None or numbers is None or not numbers.size or numbers[0] != self.batch:
-            return self.values.get(self.name(shape), shape)
-        keeps = 0 if not node.attributes.get_int("allowzero", 0) else -1
-        return self.tape.constant(np.array([keeps, *numbers[1:]], np.int64))
+    def is_number(self, node: ir.Node, name: str) -> bool:
+        """Whether what a node reads is no shape and no entry for every image: it then is what it is in the original."""
+        return reader_of(node) is elementwise and name not in self.reading.per_image
+
+    def told(self, node: ir.Node, value: ir.Value, est: tuple[int, ...]) -> ir.Value:
+        """What a node on fragments is told of shapes; also where the number of images was written out."""
+        name, index = self.name(value), [id(one) for one in node.inputs].index(id(value))
+        known = self.reading.known.get(name)
+        numbers = None if known is None else known.numbers
+        if prod(est) == 1 or name in self.reading.counted or not writes_images(node, index, numbers, self.batch):
+            return self.number(value, est)
+        assert numbers is not None
+        return self.tape.constant(np.array([numbers[0] * prod(est), *numbers[1:]], np.int64))
 
     def _fragment_shape(self, name: str, count: int) -> list[Size | None]:
         """What is known of a tensor with its phases in the batch, in its own order of dimensions."""
@@ -280,9 +286,13 @@ class Writer:
         """The outputs, as the head option has them, under their names."""
         graph, ends = self.model.graph, self.plan.network.outputs
         before = [self.name(value) for value in graph.outputs]
-        kept = [name for name in before if name in ends or name not in self.reading.network.sites]
+        sites = self.reading.network.sites
+        kept = [name for name in before if name in ends or name not in sites or isinstance(sites[name].op, ShapeOf)]
         names = [*kept, *(name for name in ends if name not in kept)]
         made = [self._output(name, ends[name]) if name in ends else self.values[name] for name in names]
+        for name, value in zip(names, made, strict=True):
+            if value.shape is None and (known := self.reading.known.get(name)) is not None and known.shape is not None:
+                value.shape = ir.Shape([None] * len(known.shape))
         graph.outputs.clear()
         graph.outputs.extend(made)
 

@@ -20,7 +20,7 @@ _ARITHMETIC = (
 @reads(f"{_UNARY} {_ARITHMETIC}")
 def elementwise(call: Call) -> Op | None:
     """Constants may differ from channel to channel, but not along the map."""
-    if len({(call.places[name].layout, call.places[name].order) for name in call.maps}) > 1:
+    if len({call.places[name].entries for name in call.maps}) > 1:
         return None
     spatial = call.source.order[2:] if call.source.layout is Layout.MAP else ()
     for shape in call.constants():
@@ -55,6 +55,8 @@ def batch_norm(call: Call) -> Op | None:
             "it takes its statistics from the batch, so that they would be those of all phases",
             "Export the model in eval mode",
         )
+    if not call.node.attributes.get_int("spatial", 1):
+        return None  # until version 9: a scale for every place
     return Channelwise() if call.source.layout is not Layout.MAP or call.source.plain else None
 
 
@@ -93,8 +95,10 @@ def concat(call: Call) -> Op | None:
     axis = call.node.attributes.get_int("axis", 1) % call.rank
     if axis == call.source.order[0]:
         return Unsupported("it adds images to the batch", "Leave it out")
-    if len({(call.places[name].layout, call.places[name].order) for name in call.maps}) > 1 or call.constants():
+    if len({call.places[name].entries for name in call.maps}) > 1 or call.constants():
         return None
+    if call.source.flat and call.source.flat[0][1] != 1:
+        return None  # the channels of a flattened window are its outermost dimension only where they come first
     if axis == call.source.order[1]:
         return Join()
     alone = len(call.maps) == len(call.node.inputs)

@@ -44,7 +44,7 @@ def transposed(call: Call) -> Op | None:
 
 
 def _padded(window: Window, extra: int, follows: str) -> Window:
-    total = window.span + 1 + extra - window.stride
+    total = max(window.span + 1 + extra - window.stride, 0)
     less, more = total // 2, total - total // 2
     low, high = (less, more) if follows == "upper" else (more, less)
     return window._replace(low=low, high=high)

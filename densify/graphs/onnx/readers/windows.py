@@ -34,7 +34,7 @@ def windows(call: Call, kernel: tuple[int, ...]) -> tuple[Window, ...]:
     pads = call.integers("pads", (0,) * (2 * count))
     if call.node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
         pads = (0,) * (2 * count)
-    ceil = bool(call.node.attributes.get_int("ceil_mode", 0))
+    ceil = bool(call.node.attributes.get_int("ceil_mode", 0)) and not same(call)  # which rounds up by itself
     return tuple(
         Window(k, s, low, high, d, ceil)
         for k, s, low, high, d in zip(kernel, strides, pads[:count], pads[count:], dilations, strict=True)
@@ -53,7 +53,7 @@ def pool(call: Call) -> Op | None:
         return NO_MAP
     found, follows = windows(call, tuple(call.integers("kernel_shape", ()))), same(call)
     if node.op_type == "MaxPool":
-        if len(node.outputs) > 1 and node.outputs[1].uses():
+        if len(node.outputs) > 1 and (node.outputs[1].uses() or node.outputs[1].is_graph_output()):
             return Unsupported("the places of its maxima are read", "Give the torch model instead")
         return MaxPool(found, same=follows)
     if node.op_type == "AveragePool":

@@ -1,0 +1,110 @@
+"""Whether operators that will run on fragments keep the images of a batch apart.
+
+Phases are laid in the batch there, so an operator that mixes images would mix phases. What it does with a batch is in
+its numbers alone: it runs on two batches that have some images in common, at other places, and what it makes of these
+must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from densify.graphs.onnx.values import Known
+
+_LARGEST = 2**24  # numbers of a tensor: what is larger is not looked at
+_SHAPES_ONLY = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Shape", "Squeeze", "Transpose", "Unsqueeze")
+"""Operators that move images, if at all, where their shapes show it."""
+
+MIXES = "it mixes the images of a batch, and it would run on phases that are laid in the batch"
+FIXED = "it takes a batch of the example's size alone, and it would run on phases that are laid in the batch"
+
+
+def fault(
+    node: ir.Node,
+    maps: Collection[str],
+    known: Mapping[str, Known],
+    doubled: Mapping[str, Known],
+    images: int,
+    version: int,
+) -> str:
+    """Why a node must not run on phases; "" where it may, or where nothing can be said.
+
+    Args:
+        maps: names of its inputs that are tensors of the image.
+        known, doubled: what is known of every value, for `images` images and for twice as many.
+        version: of ONNX's operators.
+    """
+    if node.op_type in _SHAPES_ONLY:
+        return ""
+    made = _pair(node, maps, doubled, 2 * images, version)
+    if made is None:
+        return "" if _pair(node, maps, known, images, version) is None else FIXED
+    return "" if all(_agree(one, other, 2 * images) for one, other in zip(*made, strict=True)) else MIXES
+
+
+def _pair(
+    node: ir.Node, maps: Collection[str], known: Mapping[str, Known], images: int, version: int
+) -> tuple[list[Any], list[Any]] | None:
+    """What a node makes of the images 0 to n - 1, and of 1 to n; None where it cannot run, or on too much."""
+    feeds: tuple[dict[str, np.ndarray], ...] = ({}, {})
+    for value in node.inputs:
+        if value is None:
+            continue
+        name = str(value.name)
+        one, weight = known.get(name), ir.convenience.get_const_tensor(value)
+        if name in maps and one is not None and one.shape and prod(one.shape) <= _LARGEST:
+            each = one.shape[0] // images
+            given = _random((one.shape[0] + each, *one.shape[1:]), one.dtype, seed=len(feeds[0]))
+            feeds[0][name], feeds[1][name] = given[: one.shape[0]], given[each:]
+        elif name not in maps and one is not None and one.numbers is not None:
+            feeds[0][name] = feeds[1][name] = one.numbers
+        elif name not in maps and weight is not None and weight.size <= _LARGEST:
+            feeds[0][name] = feeds[1][name] = weight.numpy()
+        else:
+            return None
+    try:
+        session = _session(node, feeds[0], version)
+        return session.run(None, feeds[0]), session.run(None, feeds[1])
+    except Exception:  # another batch may be what it does not take; the runtime has exceptions of its own
+        return None
+
+
+def _random(shape: tuple[int, ...], dtype: ir.DataType, seed: int) -> np.ndarray:
+    """Numbers that every type and most operators take: signed where they are broken, else 0 and 1."""
+    rng = np.random.default_rng(seed)
+    made = rng.standard_normal(shape) if dtype.is_floating_point() else rng.integers(0, 2, shape)
+    return made.astype(dtype.numpy())
+
+
+def _session(node: ir.Node, feeds: Mapping[str, np.ndarray], version: int) -> onnxruntime.InferenceSession:
+    """A node as a graph of its own."""
+    proto: onnx.NodeProto = ir.to_proto(node)
+    inputs = [
+        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(one.dtype), one.shape)
+        for name, one in feeds.items()
+    ]
+    outputs = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
+    graph = onnx.helper.make_graph([proto], "one", inputs, outputs)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _agree(one: Any, other: Any, images: int) -> bool:
+    """Whether the images that both batches have made the same; what is no tensor of images is of no matter."""
+    if not isinstance(one, np.ndarray) or not one.ndim or one.shape[0] % images or other.shape != one.shape:
+        return True
+    each = one.shape[0] // images
+    if not each or one.dtype.kind not in "biuf":
+        return True
+    first, second = one[each:].astype(np.float64), other[:-each].astype(np.float64)
+    tolerance = np.abs(first[np.isfinite(first)]).max(initial=0.0) * (1e-4 if one.dtype.itemsize > 2 else 1e-2)
+    return np.allclose(first, second, rtol=0, atol=tolerance, equal_nan=True)
