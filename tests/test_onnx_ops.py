@@ -280,10 +280,16 @@ def test_old_and_new_opsets(opset: int) -> None:
 
 
 @pytest.mark.parametrize("opset", [7, 8])
-def test_average_poolings_of_old_opsets(opset: int) -> None:
-    pool: Node = op("AveragePool", kernel_shape=[2, 3], strides=[2, 2])
-    check(between(pool, opset=opset))
-    assert convert_onnx(between(pool, opset=opset), (3, 17, 22), output_stride=1).opset >= 9  # which has its constants
+def test_constants_that_old_opsets_lack(opset: int) -> None:
+    """All that is written of this graph are integers and a kernel of ones."""
+    strided: Node = ("Conv", ["input", "k"], ["a"], {"strides": [2, 2]})
+    pool: Node = ("AveragePool", ["a"], ["output"], {"kernel_shape": [2, 3]})
+    source = graph([strided, pool], {"k": integers(4, 3, 2, 2)}, (1, 3, 17, 23), opset=opset)
+    dense = convert_onnx(source, output_stride=1)
+    assert dense.opset == 9
+    onnx.checker.check_model(ir.to_proto(dense.graph), full_check=True)
+    report = verify_onnx_laws(None, dense, [Sample("x", torch.from_numpy(integers(1, 3, 17, 23, seed=7)))])
+    assert report, report.failed
 
 
 @pytest.mark.parametrize("mode", ["nearest", "linear"])
