@@ -306,6 +306,18 @@ def test_a_raised_opset_leaves_samples_where_they_were(mode: str, opset: int) ->
     assert torch.equal(want["output"], have["output"])
 
 
+def test_a_mask_whose_numbers_are_known_for_one_image_alone() -> None:
+    """Those of two are too many to be followed; that it runs on one is no fault."""
+    two = onnx.numpy_helper.from_array(np.array([2], "f"))
+    nodes: list[Node] = [
+        op("MaxPool", kernel_shape=[2, 2], strides=[2, 2], out="p"), ("Softmax", ["p"], ["u"], {"axis": 3}),
+        ("Shape", ["p"], ["s"], {}), ("ConstantOfShape", ["s"], ["t"], {"value": two}), ("Add", ["u", "t"], ["b"], {}),
+    ]  # fmt: skip
+    dense = convert_onnx(graph([CONV, *nodes, LAST], WEIGHTS, OPEN), (3, 57, 60), output_stride=1)
+    report = verify_onnx_laws(None, dense, [Sample("x", torch.from_numpy(integers(2, 3, 57, 60, seed=7)))])
+    assert report, report.failed
+
+
 @pytest.mark.parametrize("mode", ["nearest", "linear"])
 @pytest.mark.parametrize("images", [1, 2])
 def test_a_size_that_writes_out_the_images(images: int, mode: str) -> None:

@@ -41,19 +41,22 @@ def fault(
         known, doubled: what is known of every value, for `images` images and for twice as many.
         version: of ONNX's operators.
     """
-    if node.op_type in _SHAPES_ONLY:
+    feeds = None if node.op_type in _SHAPES_ONLY else _feeds(node, maps, doubled, 2 * images)
+    if feeds is None:
         return ""
-    made = _pair(node, maps, doubled, 2 * images, version)
+    made = _run(node, feeds, version)
     if made is None:
-        return "" if _pair(node, maps, known, images, version) is None else FIXED
+        fewer = _feeds(node, maps, known, images)
+        return "" if fewer is None or _run(node, fewer, version) is None else FIXED
     return "" if all(_agree(one, other, 2 * images) for one, other in zip(*made, strict=True)) else MIXES
 
 
-def _pair(
-    node: ir.Node, maps: Collection[str], known: Mapping[str, Known], images: int, version: int
-) -> tuple[list[Any], list[Any]] | None:
-    """What a node makes of the images 0 to n - 1, and of 1 to n; None where it cannot run, or on too much."""
-    feeds: tuple[dict[str, np.ndarray], ...] = ({}, {})
+_Feeds = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
+
+
+def _feeds(node: ir.Node, maps: Collection[str], known: Mapping[str, Known], images: int) -> _Feeds | None:
+    """What a node reads of the images 0 to n - 1, and of 1 to n; None where that is not known, or much."""
+    feeds: _Feeds = ({}, {})
     for value in node.inputs:
         if value is None:
             continue
@@ -69,9 +72,14 @@ def _pair(
             feeds[0][name] = feeds[1][name] = weight.numpy()
         else:
             return None
+    return feeds
+
+
+def _run(node: ir.Node, feeds: _Feeds, version: int) -> list[list[Any]] | None:
+    """What a node makes of both; None where it cannot run."""
     try:
         session = _session(node, feeds[0], version)
-        return session.run(None, feeds[0]), session.run(None, feeds[1])
+        return [session.run(None, one) for one in feeds]
     except Exception:  # another batch may be what it does not take; the runtime has exceptions of its own
         return None
 
