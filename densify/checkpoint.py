@@ -120,6 +120,11 @@ def original(
         load_into(source, weights.tensors, weights.source)
         return source
     text = model if model is not None else recipe.origin.model
+    if text is not None and model is None and text.lower().endswith(".onnx"):
+        raise UsageError(
+            f"{weights.source}: it was made from an ONNX file ({text}), so that there is no torch model of it. Read it "
+            "with densify.load_onnx, or go back to that file with densify.inverse."
+        )
     if text is None:
         raise UsageError(
             f"{weights.source}: it was made from a model object and does not know its class. Give the model "

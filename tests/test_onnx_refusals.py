@@ -14,7 +14,9 @@ from cli import densify
 from laws.onnx import Node, graph, integers
 from onnx import TensorProto, helper
 
-from densify.errors import ConversionError, DensifyError, RefusedError
+from densify.checkpoint import load
+from densify.errors import ConversionError, DensifyError, RefusedError, UsageError
+from densify.front import save
 from densify.onnx_conversion import convert_onnx, survey_onnx
 from densify.onnx_file import save_onnx
 from densify.onnx_model import OnnxModel
@@ -161,6 +163,13 @@ def test_several_inputs_and_none(tmp_path: Path) -> None:
     onnx.save(proto, tmp_path / "two.onnx")
     with pytest.raises(ConversionError, match=r"has to have one input.*other"):
         survey_onnx(OnnxModel.load(tmp_path / "two.onnx"), (3, 16, 24))
+
+
+def test_a_dense_graph_is_no_torch_checkpoint(tmp_path: Path) -> None:
+    source = behind_a_pooling(("Relu", ["p"], ["b"], {}))
+    save(convert_onnx(source, (3, 16, 24), output_stride=1), tmp_path / "dense.onnx")
+    with pytest.raises(UsageError, match=r"made from an ONNX file \(test.onnx\).*densify.load_onnx"):
+        load(tmp_path / "dense.onnx")
 
 
 def external(folder: Path, location: str) -> Path:
