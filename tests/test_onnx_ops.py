@@ -13,6 +13,7 @@ import torch
 from laws.onnx import Node, graph, integers, run
 from runtimes import agree, misread
 
+from densify.errors import RefusedError
 from densify.graphs.onnx.layers import windows
 from densify.onnx_conversion import convert_onnx
 from densify.onnx_model import OnnxModel, at_opset
@@ -343,6 +344,24 @@ def test_a_shape_that_is_an_output() -> None:
     for form in ("dilated", "fragments"):
         dense = convert_onnx(source, (3, 17, 22), output_stride=1, form=form)
         assert run(dense.graph, x)["shape"].tolist() == run(source.graph, x)["shape"].tolist() == [2, 4, 8, 11]
+
+
+@pytest.mark.parametrize("pad", ["NOTSET", "SAME_UPPER", "SAME_LOWER"])
+def test_a_transposed_convolution_that_is_told_its_shape(pad: str) -> None:
+    """Its average, against the original on the image and on the image moved by a row."""
+    strided: Node = ("Conv", ["input", "k"], ["a"], {"strides": [2, 1]})
+    shape = {"output_shape": [9, 13], "auto_pad": pad, "strides": [2, 1]}
+    weights = {"k": integers(4, 3, 1, 1), "t": integers(4, 2, 4, 3, seed=2)}
+    last: Node = ("ConvTranspose", ["a", "t"], ["output"], shape)
+    source = graph([strided, last], weights, (1, 3, 10, 12))
+    x = torch.from_numpy(integers(1, 3, 10, 12, seed=3))
+    moved = torch.cat([x[:, :, 1:], torch.zeros(1, 3, 1, 12)], 2)
+    one, other = (run(source.graph, image)["output"] for image in (x, moved))
+    for form in ("dilated", "fragments"):
+        made = run(convert_onnx(source, output_stride=1, merge="average", form=form).graph, x)["output"]
+        assert torch.equal(made[:, :, 1:], (one[:, :, 1:] + other[:, :, :-1]) / 2)
+    with pytest.raises(RefusedError, match="it makes a map of one size"):
+        convert_onnx(graph([strided, last], weights, OPEN), (3, 10, 12), output_stride=1, merge="average")
 
 
 FLATTENED: dict[str, list[Node]] = {

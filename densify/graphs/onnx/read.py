@@ -106,7 +106,7 @@ class _Reader:
             if source is not None:
                 self.sized.update((str(value.name), source) for value in node.outputs)
             return
-        call = Call(node, maps, self.places, self.known, self.version)
+        call = Call(node, maps, self.places, self.known, self.version, self.frozen)
         used = [value for value in node.outputs if value.uses() or value.is_graph_output()]
         if node.domain not in ("", "ai.onnx"):
             op: Op = Unsupported(f"its domain {node.domain!r} is not ONNX's own", "Export it with ONNX's operators")

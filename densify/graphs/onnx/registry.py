@@ -57,6 +57,7 @@ class Call:
         places: what they are.
         known: what is known of every value at the reference size, by name.
         version: of ONNX's operators.
+        frozen: whether the graph is made for images of one size alone.
     """
 
     node: ir.Node
@@ -64,6 +65,7 @@ class Call:
     places: Mapping[str, Place]
     known: Mapping[str, Known]
     version: int
+    frozen: bool = False
 
     @property
     def source(self) -> Place:

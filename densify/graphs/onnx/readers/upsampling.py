@@ -32,19 +32,25 @@ def transposed(call: Call) -> Op | None:
         return NO_MAP
     if str(weight.name) in call.maps:
         return DYNAMIC
-    if call.integers("output_shape", ()):
+    made = tuple(call.integers("output_shape", ()))
+    if made and not call.frozen:
         return Unsupported("it makes a map of one size, whatever the image's", "Export it with its padding written")
     kernel = call.shape(str(weight.name))[2:]
     extra = tuple(call.integers("output_padding", (0,) * len(kernel)))
     found = windows(call, kernel)
     follows = same(call)
-    if follows:  # the result is stride times as long
-        found = tuple(_padded(window, more, follows) for window, more in zip(found, extra, strict=True))
+    if made or follows:  # the result is stride times as long where it is not said
+        lost = [
+            (n - 1) * w.stride + w.span + 1 + more - m if made else w.span + 1 + more - w.stride
+            for w, more, n, m in zip(found, extra, call.source.sizes, made[-len(kernel) :] or extra, strict=True)
+        ]
+        if made and min(lost) < 0:
+            return Unsupported("it makes more samples than its kernel reaches", "Export it with its padding written")
+        found = tuple(_padded(window, max(total, 0), follows) for window, total in zip(found, lost, strict=True))
     return Transposed(_scales(call), windows=found, extra=extra)
 
 
-def _padded(window: Window, extra: int, follows: str) -> Window:
-    total = max(window.span + 1 + extra - window.stride, 0)
+def _padded(window: Window, total: int, follows: str) -> Window:
     less, more = total // 2, total - total // 2
     low, high = (less, more) if follows == "upper" else (more, less)
     return window._replace(low=low, high=high)
