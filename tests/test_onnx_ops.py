@@ -148,6 +148,14 @@ BETWEEN: dict[str, tuple[list[Node], dict[str, Any]]] = {
         [op("Slice", "starts", "ends", "axes")],
         {"starts": np.array([1, 0], "i4"), "ends": np.array([2**31 - 1, -2], "i4"), "axes": np.array([2, 3], "i4")},
     ),
+    "cropped, with fewer channels": (
+        [op("Slice", "starts", "ends", "axes", out="c"), ("Conv", ["c", "k"], ["b"], {})],
+        {"starts": np.array([1, 1]), "ends": np.array([3, -2]), "axes": np.array([1, 3]), "k": integers(4, 2, 1, 1)},
+    ),
+    "padded, with more channels": (
+        [op("Pad", "pads", "fill", out="c"), ("Conv", ["c", "k"], ["b"], {})],
+        {"pads": np.array([0, 1, 2, 0, 0, 0, 1, 1]), "fill": np.float32(3), "k": integers(4, 5, 1, 1)},
+    ),
     "a mask of its own shape": (
         [op("Shape", out="s"), ("Expand", ["k", "s"], ["t"], {}), ("Mul", ["a", "t"], ["b"], {})],
         {"k": integers(1, 4, 1, 1, seed=5)},

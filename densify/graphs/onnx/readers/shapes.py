@@ -52,12 +52,12 @@ def slice_(call: Call) -> Op | None:
         return None
     if bounds.keys() <= {order[1]}:
         return Channelwise()
-    if order[1] in cut:
-        return None
     sides = [bounds.get(dim, (0, shape[dim], 1)) for dim in order[2:]]
     if all(step == 1 for _, _, step in sides):
         pairs = zip(sides, call.source.sizes, strict=True)
         return Crop(tuple((-start, max(start, stop) - size) for (start, stop, _), size in pairs))
+    if order[1] in cut:
+        return None
     whole = all(stop == size for (_, stop, _), size in zip(sides, call.source.sizes, strict=True))
     return MaxPool(tuple(Window(1, step, low=-start) for start, _, step in sides)) if whole else None
 

@@ -96,5 +96,7 @@ def pad(call: Call) -> Op | None:
         return Unsupported("it adds images to the batch", "Leave it out")
     sides = tuple((low[dim], high[dim]) for dim in order[2:])
     if low[order[1]] or high[order[1]]:
-        return Channelwise() if not any(map(any, sides)) else None
+        if not any(map(any, sides)):
+            return Channelwise()
+        return Pad(sides, mode) if call.version >= 11 else None
     return Pad(sides, mode)
