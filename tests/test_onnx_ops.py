@@ -156,6 +156,15 @@ BETWEEN: dict[str, tuple[list[Node], dict[str, Any]]] = {
         [op("Pad", "pads", "fill", out="c"), ("Conv", ["c", "k"], ["b"], {})],
         {"pads": np.array([0, 1, 2, 0, 0, 0, 1, 1]), "fill": np.float32(3), "k": integers(4, 5, 1, 1)},
     ),
+    "scaled by its own mean": (
+        [op("Transpose", perm=[0, 2, 3, 1], out="t"), ("ReduceMean", ["t"], ["m"], {"axes": [1, 2]}),
+         ("LayerNormalization", ["t", "m"], ["n"], {}), ("Transpose", ["n"], ["b"], {"perm": [0, 3, 1, 2]})], {},
+    ),
+    "a layer past which its input goes": (
+        [op("GlobalAveragePool", out="g"), ("Flatten", ["g"], ["f"], {}), ("Gemm", ["f", "k", "f"], ["h"], {}),
+         ("Reshape", ["h", "map"], ["m"], {}), ("Mul", ["a", "m"], ["b"], {})],
+        {"k": integers(4, 4, seed=5), "map": np.array([-1, 4, 1, 1])},
+    ),
     "a mask of its own shape": (
         [op("Shape", out="s"), ("Expand", ["k", "s"], ["t"], {}), ("Mul", ["a", "t"], ["b"], {})],
         {"k": integers(1, 4, 1, 1, seed=5)},

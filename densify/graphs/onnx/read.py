@@ -19,9 +19,11 @@ from densify.graphs.onnx.registry import Call, Place, reader_of
 from densify.graphs.onnx.values import Known, Values
 from densify.maps import Layout
 from densify.ops import (
+    Chain,
     Conv,
     Flatten,
     Interpolation,
+    Join,
     Linear,
     MaxPool,
     Op,
@@ -154,6 +156,8 @@ class _Reader:
         mixed = any(self.places[name].layout is Layout.MIXED for name in call.maps)
         op = reader(call) if reader is not None and (not mixed or call.node.op_type in ("Shape", "Size")) else None
         op = None if call.node.op_type == "Slice" and isinstance(op, MaxPool) and not self._slides(call, op) else op
+        if len(call.maps) > 1 and not isinstance(op, Join | Chain | Unsupported):
+            op = None  # a scale or a bias that is made of the image, too
         if op is None and self._alone(call):
             return Rows()
         return op if op is not None else Other((), Layout.MIXED)

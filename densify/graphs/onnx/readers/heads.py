@@ -48,7 +48,7 @@ def normalization(call: Call) -> Op | None:
 
 @reads("Gemm")
 def gemm(call: Call) -> Op | None:
-    if call.maps != (_first(call),) or call.node.attributes.get_int("transA", 0) == 1:
+    if not _reads_first_alone(call) or call.node.attributes.get_int("transA", 0) == 1:
         return None
     return Linear() if call.source.layout is Layout.VECTOR else None
 
@@ -57,7 +57,7 @@ def gemm(call: Call) -> Op | None:
 def matmul(call: Call) -> Op | None:
     """A Linear layer on vectors, one at every place of a map whose channels come last, or an adaptive pooling."""
     second = str(call.node.inputs[1].name) if call.node.inputs[1] is not None else ""
-    if call.maps != (_first(call),) or len(call.shape(second)) != 2:
+    if not _reads_first_alone(call) or len(call.shape(second)) != 2:
         return None
     if call.source.layout is Layout.VECTOR:
         return Linear()
@@ -72,8 +72,10 @@ def matmul(call: Call) -> Op | None:
     return AdaptivePool(tuple(bins if axis == last - 2 else n for axis, n in enumerate(call.source.sizes)))
 
 
-def _first(call: Call) -> str:
-    return str(call.node.inputs[0].name) if call.node.inputs[0] is not None else ""
+def _reads_first_alone(call: Call) -> bool:
+    """Whether the first input, and no other, is a tensor of the image."""
+    names = [None if one is None else str(one.name) for one in call.node.inputs]
+    return [name for name in names if name in call.maps] == names[:1]
 
 
 def averaging(size: int, bins: int) -> np.ndarray:
