@@ -130,10 +130,6 @@ def original(
             f"{weights.source}: it was made from a model object and does not know its class. Give the model "
             "(model= in Python, --model REFERENCE on the command line)."
         )
-    if text.lower().endswith(".onnx"):
-        raise UsageError(
-            f"{weights.source}: was made from an ONNX file, not from torch code: densify.load_onnx reads it."
-        )
     if runs_code(text) and not trust_code and text != model:
         raise UnsafeError(
             f"{weights.source}: loading it runs the code of {text}. Pass --trust-code (trust_code=True) if you trust "

@@ -145,3 +145,10 @@ def of_sizes(node: ir.Node) -> bool:
         else:
             stack += [one for one in made.inputs if one is not None]
     return sized
+
+
+def is_scaled_by_the_graph(node: ir.Node) -> bool:
+    """Whether the scale of a normalisation is no weight."""
+    scale = node.inputs[1] if len(node.inputs) > 1 else None
+    made = None if scale is None else scale.producer()
+    return scale is not None and not scale.is_initializer() and (made is None or made.op_type != "Constant")

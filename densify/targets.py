@@ -243,6 +243,13 @@ _TARGETS = (
                 is_.cubic_inside,
             ),
             Fact(("Pad",), 'mode "wrap"', "refuses the file", _OPENVINO, is_.wraps),
+            Fact(
+                ("LayerNormalization",),
+                "a scale that the graph makes",
+                "makes an empty map of several images",
+                _OPENVINO,
+                is_.is_scaled_by_the_graph,
+            ),
             Fact(("GridSample",), "five axes", "refuses the file", _OPENVINO, is_.samples_volumes),
             Fact(("RoiAlign",), 'mode "max"', "computes other values", _OPENVINO, is_.takes_maxima),
             Fact(("MaxUnpool", "DeformConv"), "", "refuses the file", _OPENVINO),

@@ -207,6 +207,7 @@ NODES: dict[str, Node] = {
     'mode "max"': Node("RoiAlign", {"mode": "max"}, {"mode": "avg"}),
     "five axes": Node("GridSample", {"inputs": (_VOLUME, ("n", 2, 2, 2, 3))}, {"inputs": (_MAP, ("n", 2, 2, 2))}),
     "an output_shape": Node("MaxUnpool", {**_POOL, "inputs": (_MAP, _MAP, (4,))}, {"inputs": (_MAP, _MAP)}),
+    "a scale that the graph makes": Node("LayerNormalization", {}, None, (_MAP, (1, 1, 1, 1))),
     "indices": Node("MaxPool", {**_POOL, "outputs": 2}, {"outputs": 1}),
     "one spatial axis": Node(
         "MaxPool", {"kernel_shape": [2], "inputs": (_LINE,)}, {"kernel_shape": [2, 2], "inputs": (_MAP,)}
@@ -276,6 +277,22 @@ def test_onnx_runtime_refuses_an_overhanging_output_padding(tmp_path: Path) -> N
     assert openvino(path)(x)[0].shape == (1, 2, 11, 10)
     with pytest.raises(ConversionError, match="ONNX Runtime fails on"):
         OnnxSession(path, optimised=False)(x)
+
+
+def test_openvino_loses_maps_whose_scale_is_made(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "axes"], ["m"]),
+        helper.make_node("LayerNormalization", ["x", "m"], ["y"], axis=-1),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "h", "w", 4]) for name in "xy")
+    graph = helper.make_graph(nodes, "graph", [x], [y], [onnx.numpy_helper.from_array(np.array([1, 2]), "axes")])
+    path = tmp_path / "norm.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    given = np.random.default_rng(0).random((2, 5, 3, 4), np.float32)
+    assert OnnxSession(path, optimised=False)(given)[0].shape == (2, 5, 3, 4)
+    with suppress(RuntimeError):
+        made = openvino(path)(given)[0]
+        assert made.shape != (2, 5, 3, 4)
 
 
 def test_openvino_leaves_sizes_below_0(tmp_path: Path) -> None:

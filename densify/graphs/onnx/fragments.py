@@ -43,7 +43,10 @@ def _windowed(writer: Writer, node: ir.Node, step: Step, op: DenseWindowed) -> T
 
 def _join(writer: Writer, node: ir.Node, step: Step, op: Op) -> Tensor:
     operands = {key: writer.space(key) for key in step.site.inputs}
-    return joined(writer, node, step, operands | rephased(writer, step))
+    for key, made in rephased(writer, step).items():
+        alone = step.map.collapsed and made.rank == 2  # a vector per image keeps axes of size 1
+        operands[key] = layers.batch_to_space(made, (1,) * len(step.map.axes)) if alone else made
+    return joined(writer, node, step, operands)
 
 
 def _phase_wise(writer: Writer, node: ir.Node, step: Step, op: Op) -> None:
@@ -95,7 +98,7 @@ class FragmentWriter(Writer):
         name = self.name(value)
         if self.of_images(name) or step is None or not step.sources or self.is_number(node, name):
             return super().argument(value, node, step)
-        return self.number(value, est_of(step.sources[0]))
+        return self.told(node, value, est_of(step.sources[0]))
 
     def plain_shape(self, step: Step, channels: int) -> list[Size | None]:
         """Fragments have the original's sizes; there are more of them."""

@@ -36,6 +36,8 @@ def spatial_dims(model: ir.Model) -> tuple[int, ...]:
         if node.op_type in _WINDOWS:
             return seen[0]
         order = seen[0]
+        if node.op_type in _RESHAPES:
+            continue
         if node.op_type == "Transpose":
             permutation = list(node.attributes.get_ints("perm", list(reversed(range(rank)))))
             order = tuple(order[dim] for dim in permutation)
@@ -43,6 +45,7 @@ def spatial_dims(model: ir.Model) -> tuple[int, ...]:
     return tuple(range(rank))
 
 
+_RESHAPES = ("Flatten", "Gather", "Reshape", "Shape", "Size", "Squeeze", "Unsqueeze")  # of which other dimensions come
 _WINDOWS = ("Conv", "MaxPool", "AveragePool", "LpPool", "ConvTranspose", "BatchNormalization", "GlobalAveragePool")
 
 

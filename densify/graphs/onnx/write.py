@@ -213,10 +213,12 @@ class Writer:
         return reader_of(node) is elementwise and name not in self.reading.per_image
 
     def told(self, node: ir.Node, value: ir.Value, est: tuple[int, ...]) -> ir.Value:
-        """What a node on fragments is told of shapes; also where the number of images was written out."""
+        """What a node on fragments is told of images and shapes, also where their number was written out."""
         name, index = self.name(value), [id(one) for one in node.inputs].index(id(value))
         known = self.reading.known.get(name)
         numbers = None if known is None else known.numbers
+        if prod(est) > 1 and name in self.reading.per_image:
+            return layers.repeat_images(self.tape, self.values.get(name, value), prod(est))
         if prod(est) == 1 or name in self.reading.counted or not writes_images(node, index, numbers, self.batch):
             return self.number(value, est)
         assert numbers is not None

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from math import prod
 
 import numpy as np
+import onnx_ir as ir
 
-from densify.graphs.onnx.tape import Size, Tensor
+from densify.graphs.onnx.tape import Size, Tape, Tensor
 from densify.lattice import smaller
 
 
@@ -33,6 +34,14 @@ def space_to_batch(
     apart = [length for axis, e in enumerate(est) for length in (x.size(2 + axis) // e, e)]
     order = [0, *(3 + 2 * i for i in range(count)), 1, *(2 + 2 * i for i in range(count))]
     return x.reshaped([0, channels, *apart]).transposed(order).reshaped([-1, channels, *apart[::2]], known)
+
+
+def repeat_images(tape: Tape, value: ir.Value, times: int) -> ir.Value:
+    """[B, ...] -> [B * times, ...]: what an image has of its own, for every fragment of it."""
+    number = tape.integers([tape.size_of(value, 0) * times])
+    rows = [tape.op("Squeeze", [one]) for one in (tape.integers([0]), number, tape.integers([1]))]
+    places = tape.op("Div", [tape.op("Range", rows), tape.integers([times])])
+    return tape.op("Gather", [value, places], {"axis": 0})
 
 
 def complete_phases(x: Tensor, est: Sequence[int], sizes: Sequence[Size], first: Sequence[int]) -> list[Size]:

@@ -1,0 +1,109 @@
+"""A pytest plugin (`make cross-check`): every model that a test converts is also exported first, and made dense then.
+
+Both dense graphs have to compute the same in ONNX Runtime. What cannot be compared (the exporter fails, writes another
+function, or other strided ops; the graph is refused) is counted and shown at the end.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from densify import conversion
+from densify.comparison import difference, named_outputs
+from densify.conversion import Dense
+from densify.errors import ConversionError, DensifyError, RefusedError
+from densify.verification import errors_of_precision
+from laws.onnx import as_converted, exported, run, written
+
+_LARGEST = 3_000_000  # parameters of a model that is checked
+_TOLERANCE, _OWN = 1e-5, 10.0
+_counts: Counter[str] = Counter()
+_seen: set[str] = set()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check what `convert` makes."""
+    right = conversion.convert
+
+    def convert(model: nn.Module, example: Any, **choice: Any) -> Dense:
+        made = right(model, example, **choice)
+        _counts[_checked(model, made)] += 1
+        return made
+
+    conversion.convert = convert
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for what, count in _counts.most_common():
+        terminalreporter.write_line(f"{count:5} {what}")
+
+
+def _checked(model: nn.Module, dense: Dense) -> str:
+    """What became of one model."""
+    options = dense.options
+    mark = hashlib.sha256(f"{dense.code}{options}".encode()).hexdigest()
+    if mark in _seen:
+        return "seen before"
+    _seen.add(mark)
+    if options.head != "dense" or options.padding != "full":
+        return "another head or padding"
+    if sum(one.numel() for one in model.parameters()) > _LARGEST:
+        return "too large"
+    single = copy.deepcopy(model).float().eval()
+    try:
+        both = conversion.build(copy.deepcopy(single), options, dense.origin).eval()
+        x = _image(options.shape)
+        with torch.no_grad():
+            wanted = dict(named_outputs(single(x)))
+    except (DensifyError, RuntimeError):
+        return "does not run in float32"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            source = exported(single, options.shape, Path(folder))
+            alike = _alike(wanted, run(source.graph, x), 1e-4)
+        except ConversionError:
+            return "cannot be exported"
+        if not alike:
+            return "exported as another function"
+        try:
+            reading, plan = as_converted(source, both)
+        except ValueError:
+            return "exported with other strided ops"
+        except RefusedError:
+            return "refused as a graph"
+        assert plan.lattices == both.lattices
+        fixed = None not in source.declared()[2:]
+        for form in ("dilated", "fragments"):
+            graph = written(source, reading, plan, form)
+            for shape in (options.shape, (2, *options.shape[1:])) if not fixed else (options.shape,):
+                _compare(both, graph, _image(shape), form)
+    return "equal"
+
+
+def _compare(dense: Dense, graph: Any, x: Tensor, form: str) -> None:
+    with torch.no_grad():
+        wanted = dict(named_outputs(dense(x)))
+    errors = errors_of_precision(dense, x)
+    made = run(graph, x, optimised=False)
+    for name, want in wanted.items():
+        allowed = max(_TOLERANCE, _OWN * errors.get(name, 0.0))
+        assert made[name].shape == want.shape, (form, tuple(x.shape), name)
+        assert difference(want, made[name])[1] <= allowed, (form, tuple(x.shape), name)
+
+
+def _alike(wanted: dict[str, Tensor], made: dict[str, Tensor], tolerance: float) -> bool:
+    same = (name in made and made[name].shape == want.shape for name, want in wanted.items())
+    return all(same) and all(difference(want, made[name])[1] <= tolerance for name, want in wanted.items())
+
+
+def _image(shape: Any) -> Tensor:
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(3))
