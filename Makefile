@@ -1,7 +1,7 @@
 # `make help` lists what there is. Everything runs in .venv, which the first target that needs it makes.
 SHELL := /bin/bash -eu -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help install lint types test random-nets demo coverage-table clean
+.PHONY: help install lint types test random-nets cross-check demo coverage-table clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -43,6 +43,9 @@ NETS ?= 12000
 random-nets: $(STAMP) ## all laws on NETS random networks, far more than `make test` tries (hours)
 	PYTHONPATH=tests $(BIN)/python -m laws.run $(NETS)
 	PYTHONPATH=tests $(BIN)/python -m laws.run $(NETS) 0 decoders
+
+cross-check: $(STAMP) ## the tests once more; every model that they convert is also made dense behind its export (an hour)
+	PYTHONPATH=tests $(BIN)/pytest -q -n 0 -p laws.cross_check
 
 DEMO := build/demo
 DIGITS := models/digits.py:digit_net

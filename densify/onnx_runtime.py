@@ -129,6 +129,16 @@ def ordered(x: Tensor, order: Sequence[int]) -> Tensor:
     return x.permute([order.index(dim) for dim in range(len(order))]).contiguous()
 
 
+def nudged(x: Tensor) -> Tensor:
+    """An image whose numbers are others by their last bit.
+
+    What changes by it stands for a graph's own rounding error: there are no convolutions in float64 to compare with.
+    """
+    up = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    infinity = torch.tensor(torch.inf, dtype=x.dtype)
+    return torch.nextafter(x, torch.where(up, infinity, -infinity))
+
+
 def plain(x: Tensor, order: Sequence[int], count: int) -> Tensor:
     """A graph's tensor as [B, C, *spatial]; vectors gain spatial axes of size 1.
 

@@ -4,6 +4,7 @@ bytes."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ import torch
 import torchvision.models as models
 from laws.alive import enliven
 from laws.onnx import as_converted, exported, run, written
+from programs import BLOCKS, Block, around
+from test_apart import around as beside
+from test_apart import numbered
+from test_behind_merges import NEW, Net
+from test_whole_maps import Statistics
 from torch import Tensor, nn
 
 import densify
@@ -31,6 +37,11 @@ def segmentation() -> nn.Module:
     return made
 
 
+def _around(name: str) -> nn.Module:
+    return around(Block(BLOCKS[name]))
+
+
+AVERAGED = {"start": "c1", "merge": "average"}
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "resnet18": (models.resnet18, (3, 64, 64), (3, 91, 77), {"output_stride": 8}),
     "squeezenet1_1": (models.squeezenet1_1, (3, 64, 64), (3, 83, 95), {"output_stride": 4}),
@@ -38,6 +49,22 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...]
     "mobilenet": (models.mobilenet_v3_small, (3, 64, 64), (3, 97, 75), {"output_stride": 8}),
     "alexnet": (models.alexnet, (3, 224, 224), (3, 231, 259), {"output_stride": 16}),
     "lraspp": (segmentation, (3, 64, 64), (3, 96, 81), {"output_stride": 4, "merge": "resample"}),
+    "digits": (lambda: resolve(f"{MODELS}/digits.py:digit_net").build(), (3, 32, 32), (3, 45, 37), {"start": "pool2"}),
+    "digit segmentation": (
+        lambda: resolve(f"{MODELS}/digit_segmentation.py:digit_segmentation").build(),
+        (3, 64, 64),
+        (3, 96, 80),
+        {"output_stride": 2, "merge": "average"},
+    ),
+    "statistics": (lambda: Statistics(reverse=True), (3, 33, 41), (3, 26, 38), {"layers": ["c1"]}),
+    "a gate of a deeper map": (lambda: Net(NEW["a gate of a deeper map"]), (2, 24, 28), (2, 32, 20), AVERAGED),
+    "bins of a deeper map": (lambda: Net(NEW["bins of a deeper map"]), (2, 24, 28), (2, 32, 20), AVERAGED),
+    "tokens": (lambda: Net(NEW["tokens"]), (2, 24, 28), (2, 32, 20), AVERAGED),
+    **{
+        name: (partial(_around, name), (3, 17, 22), (3, 21, 26), {"start": "0"})
+        for name in ("of the batch", "of all sizes", "masks", "of another tensor")
+    },
+    "a number for every image": (lambda: beside(numbered), (3, 17, 22), (3, 33, 30), {"output_stride": 1}),
     "unet": (
         lambda: resolve(f"{MODELS}/unet.py:unet_same", {"width": 4}).build(),
         (1, 48, 48),
@@ -57,8 +84,8 @@ def test_made_dense_before_and_after_the_export(name: str, tmp_path: Path) -> No
     assert plan.lattices == dense.lattices
     for form in ("dilated", "fragments"):
         graph = written(source, reading, plan, form)
-        for size in (reference, other):
-            x = torch.randn(1, *size, generator=torch.Generator().manual_seed(1))
+        for batch, *size in ((1, *reference), (2, *other)):
+            x = torch.randn(batch, *size, generator=torch.Generator().manual_seed(1))
             with torch.no_grad():
                 want = dict(named_outputs(dense.eval()(x)))
             _close(want, run(graph, x, optimised=form == "dilated"))

@@ -230,3 +230,20 @@ def test_damaged_files_are_read_or_refused(first: int, tmp_path: Path) -> None:
             error.add_note(f"seed {seed}")
             raise
     assert refused > 10
+
+
+def test_a_graph_that_begins_with_a_reshape_is_read() -> None:
+    """Space to depth by views, of which no map is made that has rules: there is no stride to remove."""
+    nodes: list[Node] = [
+        ("Reshape", ["input", "apart"], ["a"], {}), ("Transpose", ["a"], ["b"], {"perm": [0, 1, 3, 5, 2, 4]}),
+        ("Reshape", ["b", "whole"], ["c"], {}), ("Conv", ["c", "k"], ["d"], {"strides": [2, 2]}),
+        ("Conv", ["d", "k2"], ["output"], {}),
+    ]  # fmt: skip
+    weights = {
+        "apart": np.array([-1, 3, 12, 2, 10, 2]), "whole": np.array([-1, 12, 12, 10]), "k": integers(4, 12, 3, 3),
+        "k2": integers(2, 4, 2, 2),
+    }  # fmt: skip
+    source = graph(nodes, weights, ("N", 3, 24, 20))
+    assert survey_onnx(source).network.outputs
+    with pytest.raises(UsageError, match="leaves nothing to convert"):
+        convert_onnx(source, start="d")
