@@ -237,13 +237,14 @@ class OnnxSession:
     Args:
         path: the file.
         optimised: all of ONNX Runtime's graph optimisations, or none.
+        name: what it is called in messages, if not by its path.
 
     Raises:
         UsageError: there is no such file.
         ConversionError: ONNX Runtime cannot load or run the model.
     """
 
-    def __init__(self, path: Path, *, optimised: bool) -> None:
+    def __init__(self, path: Path, *, optimised: bool, name: str = "") -> None:
         if not path.is_file():
             raise UsageError(f"{path}: there is no such file. Check the path.")
         level = onnxruntime.GraphOptimizationLevel
@@ -252,11 +253,11 @@ class OnnxSession:
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 4  # fatal only: what matters is raised, the rest is noise on stderr
         options.enable_cpu_mem_arena = False  # the arena grows by doubling, up to twice the weights
-        self.path = path
+        self.path, self.name = path, name or str(path)
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
-            raise ConversionError(f"{path}: ONNX Runtime cannot load it ({_first_line(error)}).") from None
+            raise ConversionError(f"{self.name}: ONNX Runtime cannot load it ({_first_line(error)}).") from None
         self.inputs = tuple(value.name for value in self._session.get_inputs())
         self.outputs = tuple(value.name for value in self._session.get_outputs())
         # Per input its shape: numbers for fixed axes, names for free ones.
@@ -269,7 +270,7 @@ class OnnxSession:
             result = self._session.run(None, dict(zip(self.inputs, inputs, strict=True)))
         except Exception as error:
             shapes = ", ".join(str(list(value.shape)) for value in inputs)
-            raise ConversionError(f"{self.path}: ONNX Runtime fails on {shapes} ({_first_line(error)}).") from None
+            raise ConversionError(f"{self.name}: ONNX Runtime fails on {shapes} ({_first_line(error)}).") from None
         return [np.asarray(value) for value in result]
 
 

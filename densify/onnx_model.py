@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import weakref
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -82,6 +83,7 @@ class OnnxModel:
         if model.functions:
             passes.InlinePass()(model)
         refuse_foreign(model)
+        _refuse_doubles(model, path)
         made = OnnxModel(model, str(path))
         if sum(tensor.nbytes for tensor in made.weights.values()) > _MANY:
             made._put_away()
@@ -242,6 +244,14 @@ class OnnxModel:
         for place, dim in enumerate(order):
             made[dim] = int(wanted[place] or 0)
         return tuple(made)
+
+
+def _refuse_doubles(model: ir.Model, path: Path) -> None:
+    """Refuse two nodes of one name, which ONNX Runtime does not run, and of which a choice could not say which."""
+    names = Counter(node.name for node in model.graph if node.name)
+    name, count = max(names.items(), key=lambda one: one[1], default=("", 0))
+    if count > 1:
+        raise CheckpointError(f"{path}: {count} nodes are called {name!r}. Give every node a name of its own.")
 
 
 def _check_data(model: onnx.ModelProto, path: Path) -> None:

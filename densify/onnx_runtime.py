@@ -21,9 +21,14 @@ Outputs = dict[str, Tensor]
 
 
 class Runtime:
-    """Runs graphs in ONNX Runtime. Their weights lie in one file beside them, which they share."""
+    """Runs graphs in ONNX Runtime. Their weights lie in one file beside them, which they share.
 
-    def __init__(self) -> None:
+    Args:
+        name: what they are called in messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
         self._folder = TemporaryDirectory()
         self._path = Path(self._folder.name)
         self._places: dict[int, tuple[ir.TensorProtocol, int]] = {}
@@ -54,7 +59,7 @@ class Runtime:
 
     def session(self, proto: onnx.ModelProto, *, optimised: bool) -> OnnxSession:
         """A graph, ready to run; its weights are those of :meth:`initializer`."""
-        return OnnxSession(self._written(proto), optimised=optimised)
+        return OnnxSession(self._written(proto), optimised=optimised, name=self.name)
 
     def rounding(self, model: ir.Model) -> RoundingSession:
         """A float16 graph, ready to run with every op's result rounded."""

@@ -56,7 +56,7 @@ def verify_onnx_laws(
     checks = [_weights(source, dense)]
     probe = dense.changed(head="dense") if dense.options.head == "average" else dense
     order = dense.reading.order
-    with Runtime() as runtime:
+    with Runtime(source.name) as runtime:
         reference = _reference(source, probe)
         if _stands_in(probe):
             checks += _head(runtime, source, probe, reference, tolerance)
@@ -95,7 +95,7 @@ def verify_half(single: DenseOnnx, half: DenseOnnx, samples: Sequence[Sample], t
     judge = Judge(Tolerance(TOLERANCES[torch.float16] if rtol is None else rtol, tolerance.atol), dict)
     images, halves = [sample.tensor for sample in samples], [sample.tensor.half() for sample in samples]
     made: dict[str, list[Outputs]] = {}
-    with Runtime() as runtime:
+    with Runtime(single.source.name) as runtime:
         wanted = runtime.run(single.graph, order, images, optimised=False)
         for optimised in (True, False):
             made[_runtime(optimised)] = runtime.run(half.graph, order, halves, optimised=optimised)
@@ -238,7 +238,7 @@ def same_outputs(
 ) -> Report:
     """Whether two graphs make the same outputs."""
     judge, checks, images = Judge(Tolerance(rtol, atol), dict), [], [sample.tensor for sample in samples]
-    with Runtime() as runtime:
+    with Runtime(f"{first.name} or {second.name}") as runtime:
         one, two = (
             runtime.run(model.graph, spatial_dims(model.graph), images, optimised=False) for model in (first, second)
         )

@@ -15,7 +15,7 @@ from laws.onnx import Node, graph, integers
 from onnx import TensorProto, helper
 
 from densify.checkpoint import load
-from densify.errors import ConversionError, DensifyError, RefusedError, UsageError
+from densify.errors import CheckpointError, ConversionError, DensifyError, RefusedError, UsageError
 from densify.front import save
 from densify.onnx_conversion import convert_onnx, survey_onnx
 from densify.onnx_file import save_onnx
@@ -247,3 +247,23 @@ def test_a_graph_that_begins_with_a_reshape_is_read() -> None:
     assert survey_onnx(source).network.outputs
     with pytest.raises(UsageError, match="leaves nothing to convert"):
         convert_onnx(source, start="d")
+
+
+def test_nodes_of_one_name_are_refused(tmp_path: Path) -> None:
+    source = behind_a_pooling(("Relu", ["p"], ["b"], {}))
+    for node in source.graph.graph:
+        node.name = "twin"
+    save_onnx(source.graph, tmp_path / "net.onnx")
+    with pytest.raises(CheckpointError, match="4 nodes are called 'twin'. Give every node a name of its own"):
+        OnnxModel.load(tmp_path / "net.onnx")
+
+
+def test_what_onnx_runtime_says_is_said_of_the_users_file(tmp_path: Path) -> None:
+    """Not of a temporary one."""
+    one, other = tmp_path / "one.onnx", tmp_path / "other.onnx"
+    nodes: list[Node] = [FIRST, ("Conv", ["a", "last"], ["output"], {})]
+    save_onnx(graph(nodes, WEIGHTS, (1, 3, 12, 14)).graph, one)
+    save_onnx(graph(nodes, WEIGHTS, (1, 3, 20, 22)).graph, other)
+    made = densify("verify", one, other)
+    assert made.status == 3
+    assert f"{one} or {other}: ONNX Runtime fails on [1, 3, 12, 14]" in made.stderr

@@ -67,7 +67,7 @@ def exported(model: nn.Module, shape: tuple[int, ...], folder: Path) -> OnnxMode
 
 def run(model: ir.Model, x: Tensor, *, optimised: bool = True) -> dict[str, Tensor]:
     """A graph in ONNX Runtime on one input, as the graph takes it."""
-    with Runtime() as runtime:
+    with Runtime("the graph") as runtime:
         (made,) = runtime.run(model, range(x.dim()), [x], optimised=optimised)
     return made
 

@@ -15,6 +15,7 @@ from densify.graphs.onnx import apart, readers  # noqa: F401  (importing the rea
 from densify.graphs.onnx.image import image_of, spatial_dims
 from densify.graphs.onnx.linear import linear
 from densify.graphs.onnx.readers.shapes import mirrored
+from densify.graphs.onnx.readers.windows import DYNAMIC
 from densify.graphs.onnx.registry import Call, Place, reader_of
 from densify.graphs.onnx.values import Known, Values
 from densify.maps import Layout
@@ -152,6 +153,9 @@ class _Reader:
 
     def read(self, call: Call) -> Op:
         """The description of one node's op."""
+        weight = call.node.inputs[1] if call.node.op_type in ("Conv", "ConvTranspose") else None
+        if weight is not None and str(weight.name) in call.maps:
+            return DYNAMIC
         reader = reader_of(call.node)
         mixed = any(self.places[name].layout is Layout.MIXED for name in call.maps)
         op = reader(call) if reader is not None and (not mixed or call.node.op_type in ("Shape", "Size")) else None

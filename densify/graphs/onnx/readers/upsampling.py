@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from densify.graphs.onnx.readers.windows import DYNAMIC, NO_MAP, same, windows
+from densify.graphs.onnx.readers.windows import NO_MAP, same, windows
 from densify.graphs.onnx.registry import Call, reads
 from densify.lattice import Window
 from densify.ops import Interpolation, Op, Shuffle, Transposed, Unsupported
@@ -30,8 +30,6 @@ def transposed(call: Call) -> Op | None:
     assert weight is not None
     if not call.source.plain:
         return NO_MAP
-    if str(weight.name) in call.maps:
-        return DYNAMIC
     made = tuple(call.integers("output_shape", ()))
     if made and not call.frozen:
         return Unsupported("it makes a map of one size, whatever the image's", "Export it with its padding written")

@@ -17,8 +17,6 @@ def conv(call: Call) -> Op | None:
     assert weight is not None
     if not call.source.plain or call.node.inputs[0] is None or str(call.node.inputs[0].name) not in call.maps:
         return NO_MAP
-    if str(weight.name) in call.maps:
-        return DYNAMIC
     kernel = call.shape(str(weight.name))[2:]
     return Conv(windows(call, kernel), same=same(call)) if kernel else DYNAMIC
 
