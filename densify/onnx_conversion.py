@@ -73,6 +73,10 @@ class DenseOnnx:
         places = {name: tuple(tuple(axis) for axis in axes) for name, axes in self.positions.items()}
         return Recipe("dense", self.origin, self.options, self.plan.layers, self.lattices, places)
 
+    def __repr__(self) -> str:
+        chosen = ", ".join(self.plan.layers) or "head only"
+        return f"DenseOnnx({self.source.name}, lattices={self.lattices}, chosen={chosen})"
+
     def changed(self, **options: object) -> DenseOnnx:
         """The same graph, converted with other options."""
         return build_onnx(self.source, replace(self.options, **options), self.origin)  # type: ignore[arg-type]

@@ -140,8 +140,8 @@ def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 def _piece_sizes(node: ir.Node) -> list[int] | None:
     """The sizes of the pieces that a SplitToSequence makes, where they are the same for every image."""
-    source, wanted, axis = node.inputs[0], node.inputs[1], node.attributes.get_int("axis", 0)
-    sizes = _constant(wanted)
+    source, axis = node.inputs[0], node.attributes.get_int("axis", 0)
+    sizes = _constant(node.inputs[1]) if len(node.inputs) > 1 else None
     if source is None or source.shape is None or sizes is None or not node.attributes.get_int("keepdims", 1):
         return None
     whole = source.shape[axis]

@@ -54,6 +54,9 @@ class OnnxModel:
     def __init__(self, graph: ir.Model, name: str, base: OnnxModel | None = None) -> None:
         self.graph, self.name, self.base = graph, name, base or self
 
+    def __repr__(self) -> str:
+        return f"OnnxModel({self.name})"
+
     @staticmethod
     def load(path: str | Path) -> OnnxModel:
         """Read a file without trusting it; external weights are mapped, not read.

@@ -104,6 +104,10 @@ class Plan:
     head: str
     merge: str = "select"
 
+    def __repr__(self) -> str:
+        chosen = ", ".join(self.layers) or "head only"
+        return f"Plan(lattices={self.lattices}, chosen={chosen}, {len(self.steps)} steps)"
+
     @property
     def outputs(self) -> dict[str, Map]:
         """The map of every output tensor, before head="average" takes its mean."""

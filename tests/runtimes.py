@@ -52,7 +52,8 @@ def misread(node: ir.Node) -> bool:
     if node.op_type == "ConvTranspose":
         weight = node.inputs[1]
         kernel = weight.shape.numpy()[2:] if weight is not None and weight.shape is not None else ()
-        return any(stride > size for stride, size in zip(strides, kernel, strict=False))
+        wide = any(stride > size for stride, size in zip(strides, kernel, strict=False))
+        return wide or node.attributes.get_int("group", 1) > 1
     uneven = pads[: len(pads) // 2] != pads[len(pads) // 2 :]
     uneven = uneven or node.attributes.get_string("auto_pad", "NOTSET").startswith("SAME")
     return node.op_type == "LRN" or (node.op_type == "MaxPool" and uneven)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
+import os
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -25,7 +27,7 @@ from densify.verification import errors_of_precision
 from laws.onnx import as_converted, exported, run, written
 
 _LARGEST = 3_000_000  # parameters of a model that is checked
-_TOLERANCE, _OWN = 1e-5, 10.0
+_TOLERANCE, _OWN, _OTHER = 1e-5, 10.0, 1e-4
 _counts: Counter[str] = Counter()
 _seen: set[str] = set()
 
@@ -54,6 +56,8 @@ def _checked(model: nn.Module, dense: Dense) -> str:
     if mark in _seen:
         return "seen before"
     _seen.add(mark)
+    if "wrong" in os.environ.get("PYTEST_CURRENT_TEST", ""):
+        return "broken on purpose"
     if options.head != "dense" or options.padding != "full":
         return "another head or padding"
     if sum(one.numel() for one in model.parameters()) > _LARGEST:
@@ -69,10 +73,10 @@ def _checked(model: nn.Module, dense: Dense) -> str:
     with tempfile.TemporaryDirectory() as folder:
         try:
             source = exported(single, options.shape, Path(folder))
-            alike = _alike(wanted, run(source.graph, x), 1e-4)
+            off = _errors(wanted, run(source.graph, x))
         except ConversionError:
             return "cannot be exported"
-        if not alike:
+        if max(off.values()) > _OTHER:
             return "exported as another function"
         try:
             reading, plan = as_converted(source, both)
@@ -85,24 +89,27 @@ def _checked(model: nn.Module, dense: Dense) -> str:
         for form in ("dilated", "fragments"):
             graph = written(source, reading, plan, form)
             for shape in (options.shape, (2, *options.shape[1:])) if not fixed else (options.shape,):
-                _compare(both, graph, _image(shape), form)
+                _compare(both, graph, _image(shape), form, off)
     return "equal"
 
 
-def _compare(dense: Dense, graph: Any, x: Tensor, form: str) -> None:
+def _compare(dense: Dense, graph: Any, x: Tensor, form: str, off: dict[str, float]) -> None:
     with torch.no_grad():
         wanted = dict(named_outputs(dense(x)))
     errors = errors_of_precision(dense, x)
     made = run(graph, x, optimised=False)
     for name, want in wanted.items():
-        allowed = max(_TOLERANCE, _OWN * errors.get(name, 0.0))
+        allowed = max(_TOLERANCE, _OWN * errors.get(name, 0.0), _OWN * off.get(name, 0.0))
         assert made[name].shape == want.shape, (form, tuple(x.shape), name)
         assert difference(want, made[name])[1] <= allowed, (form, tuple(x.shape), name)
 
 
-def _alike(wanted: dict[str, Tensor], made: dict[str, Tensor], tolerance: float) -> bool:
-    same = (name in made and made[name].shape == want.shape for name, want in wanted.items())
-    return all(same) and all(difference(want, made[name])[1] <= tolerance for name, want in wanted.items())
+def _errors(wanted: dict[str, Tensor], made: dict[str, Tensor]) -> dict[str, float]:
+    """How far the exported original is from the model, by output: scale factors are float32 in ONNX."""
+    return {
+        name: difference(want, made[name])[1] if name in made and made[name].shape == want.shape else math.inf
+        for name, want in wanted.items()
+    }
 
 
 def _image(shape: Any) -> Tensor:

@@ -66,19 +66,24 @@ def _mean(delayed: Sequence[tuple[Tensor, int]], dim: int) -> Tensor:
     size, tape = first.size(dim), first.tape
     if not any(delay for _, delay in delayed):
         return _times(_sum([part for part, _ in delayed]), 1 / len(delayed))
-    late = [_late(part, dim, delay, size + least) for part, delay in delayed]
+    late = [_late(part, dim, delay, least) for part, delay in delayed]
     ones = tape.op("ConstantOfShape", [tape.integers([size])], {"value": ir.tensor(np.array([1], _number(first)))})
     line = Tensor(tape, ones, [size])
-    reached = _sum([_late(line, 0, delay, size + least) for _, delay in delayed])
+    reached = _sum([_late(line, 0, delay, least) for _, delay in delayed])
     flat = reached.reshaped([-1, *[1] * (first.rank - 1 - dim)]).value
     begun = _sum(late).op("Div", [flat]).sliced(dim, least, None)
-    return begun.padded({dim: (least, 0)}, mode="edge").sliced(dim, 0, size)
+    return _cut(begun.padded({dim: (least, 0)}, mode="edge"), dim, least)
 
 
-def _late(part: Tensor, dim: int, delay: int, length: Size) -> Tensor:
-    """A tensor that begins later, with zeros in front, and goes on with its last sample, of this length."""
-    longer = part.padded({dim: (0, length - part.size(dim))}, mode="edge")
-    return longer.padded({dim: (delay, 0)}).sliced(dim, 0, length)
+def _late(part: Tensor, dim: int, delay: int, more: int) -> Tensor:
+    """A tensor that begins later, with zeros in front, and is longer by some more of its last sample."""
+    longer = part.padded({dim: (0, more)}, mode="edge")
+    return _cut(longer.padded({dim: (delay, 0)}), dim, delay)
+
+
+def _cut(x: Tensor, dim: int, end: int) -> Tensor:
+    """Without the last samples; their number is written, as OpenVINO loses track of lengths that are computed."""
+    return x.sliced(dim, 0, -end) if end else x
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:
