@@ -22,6 +22,7 @@ from densify.ops import (
     PhaseWise,
     Pointwise,
     Rows,
+    ShapeOf,
     Windowed,
 )
 from densify.plans import Plan, Step
@@ -37,7 +38,7 @@ def layers(plan: Plan, model: nn.Module, *, every: bool = False) -> list[Facts]:
 
 def graph_layers(plan: Plan, parameters: Mapping[str, int], *, every: bool = False) -> list[Facts]:
     """As :func:`layers`, with the number of parameters by the layer's name; one without is a function."""
-    skipped = () if every else (Pointwise, Channelwise, Rows)
+    skipped = () if every else (Pointwise, Channelwise, Rows, ShapeOf)
     return [
         _layer(step, parameters)
         for step in plan.steps.values()
