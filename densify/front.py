@@ -96,7 +96,7 @@ def inverse(dense: Dense | DenseOnnx | File, *, share: bool = False) -> nn.Modul
         share: of a module, use its own tensors.
     """
     if isinstance(dense, DenseOnnx):
-        return dense.source
+        return dense.source.base
     if isinstance(dense, str | Path | OnnxModel):
         return inverse_onnx(_opened(dense))
     return conversion.inverse(dense, share=share)

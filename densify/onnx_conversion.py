@@ -182,6 +182,8 @@ def in_half(source: OnnxModel) -> OnnxModel:
     """
     if source.dtype != torch.float32:
         raise UsageError(f"{source.name}: takes {source.dtype}; float16 is made of graphs in float32. Leave half out.")
+    if source.base is not source:
+        return in_half(source.base).fixed(source.declared())  # type: ignore[arg-type]
     made = source.copy()
     graph_to_half(made)
     return OnnxModel(made, source.name)

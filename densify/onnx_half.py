@@ -53,8 +53,8 @@ def half_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def graph_to_half(model: ir.Model) -> None:
     """Bring a float32 graph that anyone exported to float16, as :func:`to_half` does.
 
-    Initializers that never meet the image keep their numbers: scales, coordinates, what sizes are computed with. Those
-    of a single number are brought to float16 as constants are.
+    Initializers that sizes are computed with, or that never meet the image, keep their numbers: scales, coordinates.
+    Those of a single number are brought to float16 as constants are.
 
     Raises:
         ConversionError: a weight or a constant past 65504, or an op whose types are not known.
@@ -67,8 +67,11 @@ def graph_to_half(model: ir.Model) -> None:
 
 
 def _weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    """The initializers that meet the image, by themselves or through nodes that read nothing but initializers."""
-    graph, found = model.graph, set[str]()
+    """The initializers that meet the image, by themselves or through nodes that read nothing but initializers.
+
+    What meets numbers that follow from sizes as well is none of them.
+    """
+    graph, found, sized = model.graph, set[str](), set[str]()
     images = {value for value in graph.inputs if value.name not in graph.initializers}
     sources = {value: {str(value.name)} for value in graph.initializers.values()}
     for node in graph:
@@ -80,7 +83,9 @@ def _weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
             found.update(*(sources[value] for value in _of_any_type(model, node) if value in sources))
         elif all(value in sources for value in read):
             sources.update(dict.fromkeys(node.outputs, set[str]().union(*(sources[value] for value in read))))
-    tensors = {name: graph.initializers[name].const_value for name in graph.initializers if name in found}
+        else:
+            sized.update(*(sources[value] for value in read if value in sources))
+    tensors = {name: graph.initializers[name].const_value for name in graph.initializers if name in found - sized}
     return {name: tensor for name, tensor in tensors.items() if tensor is not None and tensor.dtype == _FLOAT}
 
 

@@ -20,6 +20,7 @@ from densify.onnx_conversion import build_for, in_half, options_of, origin_of
 from densify.onnx_file import save_onnx
 from densify.onnx_half import graph_to_half
 from densify.onnx_model import OnnxModel
+from densify.onnx_runtime import Runtime
 from densify.onnx_verification import verify_half, verify_onnx_laws
 from densify.samples import Sample
 from densify.targets import find
@@ -112,6 +113,25 @@ def test_what_sizes_are_computed_with_stays_float32() -> None:
     assert all((kept[name].numpy() == numbers[name]).all() for name in numbers)
 
 
+def test_a_number_that_scales_maps_and_sizes_stays_float32() -> None:
+    """8196 samples, pooled to 4098, which float16 does not have: 4096 * 1.5 are 6144 and not 6147."""
+    nodes: list[Node] = [
+        ("Conv", ["input", "first"], ["a"], {}),
+        ("MaxPool", ["a"], ["b"], {"kernel_shape": [2], "strides": [2]}), ("Mul", ["b", "factor"], ["c"], {}),
+        ("Shape", ["c"], ["head"], {"end": 2}), ("Shape", ["c"], ["length"], {"start": 2}),
+        ("Cast", ["length"], ["number"], {"to": 1}), ("Mul", ["number", "factor"], ["longer"], {}),
+        ("Cast", ["longer"], ["count"], {"to": 7}), ("Concat", ["head", "count"], ["sizes"], {"axis": 0}),
+        ("Resize", ["c", "", "", "sizes"], ["output"], {"mode": "nearest"}),
+    ]  # fmt: skip
+    weights = {"first": integers(2, 1, 1, least=1), "factor": np.float32(1.5)}
+    made = in_half(graph(nodes, weights, ("N", 1, "W")))
+    kinds = {name: tensor.dtype for name, tensor in made.weights.items()}
+    assert kinds == {"first": ir.DataType.FLOAT16, "factor": ir.DataType.FLOAT}
+    with Runtime("the graph") as runtime:
+        (output,) = runtime.rounding(made.graph)(torch.ones(1, 1, 8196).half()).values()
+    assert output.shape == (1, 2, 6147)
+
+
 def test_an_overflow_between_two_ops_is_found() -> None:
     """ONNX Runtime's CPU alone would not make inf of it."""
     up: list[Node] = [("Mul", ["d", "much"], ["e"], {}), ("Mul", ["e", "little"], ["output"], {})]
@@ -144,6 +164,18 @@ def test_export(half: bool, tmp_path: Path) -> None:
     assert densify.verify(None, again, x)
     with pytest.raises(UsageError, match="has its own size"):
         densify.export(dense, tmp_path / "b.onnx", (1, 3, 17, 22))  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_way_back_from_a_file_of_one_size_takes_every_size(half: bool, tmp_path: Path) -> None:
+    nodes, weights = TAILS["convolution"]
+    first, second = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    densify.export(densify.convert(source(*nodes, **weights), (1, 3, 17, 22), output_stride=1), first, static=True)
+    dense = densify.load_onnx(first)
+    assert isinstance(dense, densify.DenseOnnx)
+    densify.export(dense, second, half=half)
+    ways = [densify.inverse(one) for one in (dense, first, second)]
+    assert [way.declared() for way in ways if isinstance(way, OnnxModel)] == [(None, 3, None, None)] * 3
 
 
 def test_opset() -> None:
