@@ -161,6 +161,8 @@ def fold_sizes(model: ir.Model) -> None:
     for value in weights:
         value.const_value = None  # unknown to the folding, which would replace a weight by what is made of it
     fold_constants(model, input_size_limit=_LARGEST, output_size_limit=_LARGEST)
+    for value in [value for value in graph.initializers.values() if value not in weights]:
+        make_constant(graph, value)  # of the folding: the initializers stay the original's
     for value, data in weights.items():
         value.const_value = data
     passes.RemoveUnusedNodesPass()(model)

@@ -178,6 +178,19 @@ def test_the_way_back_from_a_file_of_one_size_takes_every_size(half: bool, tmp_p
     assert [way.declared() for way in ways if isinstance(way, OnnxModel)] == [(None, 3, None, None)] * 3
 
 
+def test_what_is_spread_over_a_map_is_no_initializer_of_a_file_of_one_size() -> None:
+    nodes: list[Node] = [
+        ("Shape", ["d"], ["shape"], {}), ("ConstantOfShape", ["shape"], ["zeros"], {}),
+        ("Add", ["zeros", "gain"], ["gains"], {}), ("Mul", ["d", "gains"], ["output"], {}),
+    ]  # fmt: skip
+    made_of = source(*nodes, gain=integers(1, 4, 1, 1, least=1))
+    options = options_of(made_of, (3, 17, 22), output_stride=1)
+    dense = build_for(made_of, options, origin_of(made_of), find("ort"), static=True)
+    assert list(dense.graph.graph.initializers) == ["first", "second", "gain"]
+    report = verify_onnx_laws(None, dense, [Sample("x", torch.randn(1, 3, 17, 22))])
+    assert report, report.failed
+
+
 def test_opset() -> None:
     nodes, weights = TAILS["convolution"]
     dense = densify.convert(source(*nodes, **weights), (1, 3, 17, 22), output_stride=1)
