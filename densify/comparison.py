@@ -19,6 +19,7 @@ from densify.structure import named
 # Largest relative error of equal networks, by dtype (docs/design.md, "When are two tensors equal?").
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
 _OWN_ERRORS = 10.0  # a deep network's own rounding may be this many times exceeded
+_MOST = 1e-1  # past it, a tolerance would let anything pass: outputs that jump with the last bit prove nothing
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,12 @@ class Judge:
                 **shapes, absolute=inf, relative=inf, worst=(), tolerance=base, passed=False, note=note, **labels
             )
         absolute, relative, worst = difference(expected, actual)
+        note = ""
         if relative > base and self._tolerance.rtol is None and expected.dtype != torch.float64:
             own = self.own_errors.get(labels["output"], 0.0)
-            base = max(base, _OWN_ERRORS * own) if math.isfinite(own) else base
-        note = ""
+            base = max(base, min(_OWN_ERRORS * own, _MOST)) if math.isfinite(own) else base
+            if _OWN_ERRORS * own > _MOST:
+                note = f"rounding alone changes the original's output by {own:.1e}: give --rtol or other inputs"
         if not expected.isfinite().any():
             base, note = -1.0, "nothing to compare: the original's output has no finite number"
         elif expected.numel() and not expected.any() and not actual.any():

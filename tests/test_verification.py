@@ -105,6 +105,13 @@ def test_own_rounding_is_allowed_tenfold_and_only_asked_for_where_needed() -> No
     assert not judge(one, torch.ones(4), **labels).passed
 
 
+def test_outputs_that_jump_with_the_last_bit_let_nothing_pass() -> None:
+    labels = {"law": "grid", "output": "output", "input": "x", "runtime": "torch", "lattice": ()}
+    check = Judge(Tolerance(), lambda: {"output": 1.0})(torch.ones(3), torch.zeros(3), **labels)
+    assert not check.passed
+    assert "rounding alone changes" in check.note
+
+
 def test_modes_are_left_as_they_were() -> None:
     model = seeded(Residual()).train()
     dense = densify.convert(model, X, start="pool")
