@@ -81,7 +81,8 @@ class Tolerance:
     """What counts as equal.
 
     Attributes:
-        rtol: largest relative error; None for that of the dtype, or ten times the original's own rounding error.
+        rtol: largest relative error; None for that of the dtype, or ten times the original's own rounding error up to
+            0.1.
         atol: absolute errors up to this pass in any case.
     """
 

@@ -168,6 +168,11 @@ def build_for(
             check_target(dense.graph, target)
         except TargetError:
             raise refused from None
+    if dense.opset > target.opsets[-1]:
+        raise TargetError(
+            f'{source.name}: is of opset {dense.opset}; the target "{target.name}" takes those up to '
+            f"{target.opsets[-1]}. Export it with such an opset."
+        )
     if static:
         fold_sizes(dense.graph)
     return dense

@@ -49,7 +49,7 @@ def verify_onnx_laws(
         original: None for the dense graph's own source.
         samples: images [B, C, *spatial].
         rtol, atol: as for :func:`densify.verify`; by default 1e-5 in float32, or ten times what the last bit of the
-            image's numbers changes in the original's outputs.
+            image's numbers changes in the original's outputs, 0.1 at most.
     """
     source = original or dense.source
     tolerance, images = Tolerance(rtol, atol), [sample.tensor for sample in samples]

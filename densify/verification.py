@@ -61,7 +61,7 @@ def verify(
         dense: what to check.
         inputs: images [B, C, *spatial], one or several.
         rtol: largest relative error; default by dtype: 1e-12 in float64; in float32 1e-5 or ten times the original's
-            own error against float64.
+            own error against float64, 0.1 at most.
         atol: absolute errors up to this pass in any case.
 
     Returns:

@@ -15,7 +15,7 @@ from laws.onnx import Node, graph, integers
 
 import densify
 from densify.comparison import Report, Tolerance
-from densify.errors import ConversionError, UsageError
+from densify.errors import ConversionError, TargetError, UsageError
 from densify.onnx_conversion import build_for, in_half, options_of, origin_of
 from densify.onnx_file import save_onnx
 from densify.onnx_half import graph_to_half
@@ -201,6 +201,16 @@ def test_opset() -> None:
     assert verify_onnx_laws(None, later, [Sample("x", torch.randn(1, 3, 17, 22))])
     with pytest.raises(UsageError, match=r"opset 13: .* is of 17"):
         build_for(dense.source, **build, opset=13)
+
+
+def test_a_graph_of_a_later_opset_than_its_target_takes(tmp_path: Path) -> None:
+    nodes, weights = TAILS["convolution"]
+    made_of = graph([*FRONT, *nodes], {**WEIGHTS, **weights}, ("N", 3, "H", "W"), opset=22)
+    dense = densify.convert(made_of, (1, 3, 17, 22), output_stride=1)
+    with pytest.raises(TargetError, match='is of opset 22; the target "portable" takes those up to 20'):
+        densify.export(dense, tmp_path / "a.onnx", target="portable")
+    assert not list(tmp_path.iterdir())
+    assert densify.export(dense, tmp_path / "a.onnx", target="tensorrt").opset == 22
 
 
 def test_commands(tmp_path: Path) -> None:
