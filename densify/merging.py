@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 MERGES = ("select", "average", "resample")
 
+LARGEST = 1000  # of the numbers of a scale factor, as a fraction, whose multiples are computed exactly
+
 
 class Spread(NamedTuple):
     """One axis of an op that makes u samples of one, on a map of eST e; with g = gcd(u, e) its result has eST e / g.

@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densify.lattice import Window, larger
-from densify.merging import Spread
-
-LARGEST = 1000  # of the numbers of a fraction whose multiples are computed exactly
+from densify.merging import LARGEST, Spread
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 

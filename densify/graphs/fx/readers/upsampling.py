@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from densify.graphs.fx.readers.windows import each
 from densify.graphs.fx.registry import Call, reads
 from densify.lattice import Window
-from densify.layers.merges import LARGEST
+from densify.merging import LARGEST
 from densify.ops import Interpolation, Op, Shuffle, Transposed, Unpool, Unsupported
 
 _MODES = {"bilinear": "linear", "trilinear": "linear", "bicubic": "cubic"}

@@ -8,9 +8,8 @@ from typing import Any
 from densify.graphs.onnx.readers.windows import NO_MAP, same, windows
 from densify.graphs.onnx.registry import Call, reads
 from densify.lattice import Window
+from densify.merging import LARGEST
 from densify.ops import Interpolation, Op, Shuffle, Transposed, Unsupported
-
-LARGEST = 1000
 
 
 def _scales(call: Call) -> tuple[Fraction, ...]:
