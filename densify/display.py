@@ -5,21 +5,15 @@ The functions take the documents that the commands print as JSON. Nothing is cut
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+from densify import tables
 
 Document = Mapping[str, Any]
 
-_RIGHT = ("parameters", "params")
-_UNBROKEN = ("", "k", "s", "p", "step", "field", "params", "lattice", "first at")
 _SHORT = {"kernel": "k", "stride": "s", "pad": "p", "parameters": "params"}
 _MEANING = {
     "weights": "the weights have the original's names, shapes, dtypes and numbers",
@@ -52,109 +46,115 @@ def show_report(document: Document, *, verbose: bool = False) -> None:
 
     Checks of several inputs that passed share a row, which shows the worst of them, unless `verbose`.
     """
-    screen, checks = _screen(), document["checks"]
+    screen, checks = tables.screen(), document["checks"]
     rows = [_check(check) for check in checks] if verbose else [_check(*group) for group in _grouped(checks)]
-    _put(screen, _fitting(screen, rows, _PAIRS))
+    tables.put(screen, tables.fitting(screen, rows, _PAIRS))
     screen.print()
     for law in dict.fromkeys(check["law"] for check in checks):
-        _line(screen, f"{law}: {_MEANING.get(law, '')}")
+        tables.line(screen, f"{law}: {_MEANING.get(law, '')}")
     noted = [c for c in checks if c["note"]]
     for note in dict.fromkeys(f"{', '.join(filter(None, (_of(c), c['input'])))}: {c['note']}" for c in noted):
-        _line(screen, f"note: {note}")
+        tables.line(screen, f"note: {note}")
     failed = sum(not check["passed"] for check in checks)
     if document["passed"]:
-        _line(screen, f"PASSED: {_count(len(checks), 'check')}", "bold green")
+        tables.line(screen, f"PASSED: {_count(len(checks), 'check')}", "bold green")
     else:
-        _line(screen, f"FAILED: {failed} of {_count(len(checks), 'check')}", "bold red")
+        tables.line(screen, f"FAILED: {failed} of {_count(len(checks), 'check')}", "bold red")
 
 
 def show_conversion(document: Document, *, verbose: bool = False) -> None:
     """What was converted, then the verification."""
-    screen = _screen()
+    screen = tables.screen()
     chosen = document["chosen"]
-    _line(screen, f"{document['model']}: {_strides(chosen)}")
+    tables.line(screen, f"{document['model']}: {_strides(chosen)}")
     for name, axes in document["lattices"].items():
         if axes:
             density = _MERGED.get(document["merged"][name], _density(axes))
-            _line(screen, f"{name}: {density}{_places(document['positions'].get(name, ()))}")
+            tables.line(screen, f"{name}: {density}{_places(document['positions'].get(name, ()))}")
     if document.get("follows_size"):
-        _line(screen, _FOLLOWS_SIZE.format(_shape(document["follows_size"])))
+        tables.line(screen, _FOLLOWS_SIZE.format(_shape(document["follows_size"])))
     screen.print()
     show_report(document, verbose=verbose)
 
 
 def show_inverse(document: Document, *, verbose: bool = False) -> None:
     """Which parameters changed, then the verification."""
-    screen, changed = _screen(), document["changed"]
+    screen, changed = tables.screen(), document["changed"]
     total = document["parameters"]
     if not changed:
-        _line(screen, f"no parameter differs from the source ({_count(total, 'tensor')})" if total else _UNKNOWN_SOURCE)
+        tables.line(
+            screen, f"no parameter differs from the source ({_count(total, 'tensor')})" if total else _UNKNOWN_SOURCE
+        )
     else:
-        _line(screen, f"{len(changed)} of {_count(total, 'tensor')} changed since the conversion:")
+        tables.line(screen, f"{len(changed)} of {_count(total, 'tensor')} changed since the conversion:")
         rows = [
             {"parameter": change["name"], "max abs": _error(change["largest"]), "max rel": _error(change["relative"])}
             for change in (changed if verbose else changed[:_SHOWN])
         ]
         plain = all(change["largest"] is None for change in changed)
-        _put(screen, _table([{"parameter": row["parameter"]} for row in rows] if plain else rows))
+        tables.put(screen, tables.table([{"parameter": row["parameter"]} for row in rows] if plain else rows))
         if len(rows) < len(changed):
-            _line(screen, f"and {len(changed) - len(rows)} more (-v lists them)")
+            tables.line(screen, f"and {len(changed) - len(rows)} more (-v lists them)")
         if plain:
-            _line(screen, "--weights SOURCE tells by how much")
+            tables.line(screen, "--weights SOURCE tells by how much")
     screen.print()
     show_report(document, verbose=verbose)
 
 
 def show_layers(document: Document) -> None:
     """The layers, the strided ones marked."""
-    screen = _screen()
+    screen = tables.screen()
     size = _shape(document["input_size"])
     strided = sum(layer["strided"] for layer in document["layers"])
-    _line(screen, f"{document['model']} at {size}: {document['parameters']:,} parameters, {strided} strided layers (*)")
+    tables.line(
+        screen, f"{document['model']} at {size}: {document['parameters']:,} parameters, {strided} strided layers (*)"
+    )
     screen.print()
     rows = [_layer(layer) for layer in document["layers"]]
-    table = _table(rows, emphasised="*")
-    if not _fits(screen, table) and not _free(screen):
-        table = _table([{_SHORT.get(name, name): row[name] for name in row} for row in rows], emphasised="*", gap=1)
-        _line(screen, "k: kernel, s: stride, p: padding")
+    table = tables.table(rows, emphasised="*")
+    if not tables.fits(screen, table) and not tables.free(screen):
+        table = tables.table(
+            [{_SHORT.get(name, name): row[name] for name in row} for row in rows], emphasised="*", gap=1
+        )
+        tables.line(screen, "k: kernel, s: stride, p: padding")
         screen.print()
-    _put(screen, table, whole=True)
+    tables.put(screen, table, whole=True)
 
 
 def show_plan(document: Document) -> None:
     """What would change, the outputs, the cost, and what there is to beware of."""
-    screen = _screen()
-    _line(screen, f"{document['model']} at {_shape(document['input_size'])}: {_strides(document['chosen'])}")
+    screen = tables.screen()
+    tables.line(screen, f"{document['model']} at {_shape(document['input_size'])}: {_strides(document['chosen'])}")
     screen.print()
     if document["changes"]:
-        _put(screen, _table([_change(change) for change in document["changes"]]), whole=True)
+        tables.put(screen, tables.table([_change(change) for change in document["changes"]]), whole=True)
         screen.print()
-    _put(screen, _table([_output(output) for output in document["outputs"]]))
+    tables.put(screen, tables.table([_output(output) for output in document["outputs"]]))
     screen.print()
     cost = document["cost"]
     if cost["ratio"] is not None:
         times = f"{cost['ratio']:.1f} times"
-        _line(screen, f"cost: {_large(cost['original'])} -> {_large(cost['dense'])} multiply-additions, {times}")
+        tables.line(screen, f"cost: {_large(cost['original'])} -> {_large(cost['dense'])} multiply-additions, {times}")
     for output in document["outputs"]:
         if any(output["repeated"]):
-            _line(screen, f"far side: {_repeated(output)}")
+            tables.line(screen, f"far side: {_repeated(output)}")
     if document["wrapped"]:
         kinds = Counter(wrapped["op"] for wrapped in document["wrapped"])
-        _line(screen, f"phase by phase: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
+        tables.line(screen, f"phase by phase: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
     for merge in document["merges"]:
-        _line(screen, f"merge: {merge['name']} {_merge(merge)}")
+        tables.line(screen, f"merge: {merge['name']} {_merge(merge)}")
     for output in document["outputs"]:
         if output["merged"]:
-            _line(screen, f"{output['name']}: {_MERGED[output['merged']]}")
+            tables.line(screen, f"{output['name']}: {_MERGED[output['merged']]}")
     if document["follows_size"]:
-        _line(screen, _FOLLOWS_SIZE.format(_shape(document["input_size"][1:])))
+        tables.line(screen, _FOLLOWS_SIZE.format(_shape(document["input_size"][1:])))
     for waste in document["wasted"]:
         used = f"{waste['used']} of {waste['phases']} phases of its input"
-        _line(screen, f"waste: {waste['name']} keeps its stride, so that axis {waste['axis']} uses {used}")
+        tables.line(screen, f"waste: {waste['name']} keeps its stride, so that axis {waste['axis']} uses {used}")
     if any(output["merged"] for output in document["outputs"]):
-        _line(screen, "exact: what lies in front of the merges; behind them the laws are those that verify lists")
+        tables.line(screen, "exact: what lies in front of the merges; behind them the laws are those that verify lists")
     elif document["exact"]:
-        _line(screen, "exact: every sample of the original lies in the dense output, unchanged")
+        tables.line(screen, "exact: every sample of the original lies in the dense output, unchanged")
     else:
         screen.print('exact: clear of the borders only: padding="same" changes what border windows see')
 
@@ -328,79 +328,3 @@ def _lattice(axes: Sequence[Document]) -> str:
 
 def _error(value: float | None) -> str:
     return "" if value is None else "0" if value == 0 else f"{value:.1e}"
-
-
-# ---- tables --------------------------------------------------------------------------------------
-
-
-def _screen() -> Console:
-    """stdout as it is now: coloured on a terminal, plain text of 80 columns (or COLUMNS) elsewhere."""
-    from rich.console import Console
-
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
-
-
-def _line(screen: Console, text: str, style: str = "") -> None:
-    """A sentence; the terminal breaks it, so that it can be copied whole."""
-    screen.print(text, style=style or None, soft_wrap=True)
-
-
-def _free(screen: Console) -> bool:
-    """Whether nobody says how wide a line may be."""
-    return not screen.is_terminal and "COLUMNS" not in os.environ
-
-
-def _put(screen: Console, table: Table, *, whole: bool = False) -> None:
-    """A table without the blanks that fill its last column.
-
-    Args:
-        whole: break no cell where no width is given: the names in it are to be copied.
-    """
-    if whole and _free(screen):
-        screen.width = max(screen.width, _width(screen, table))
-    with screen.capture() as drawn:
-        screen.print(table)
-    screen.file.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
-
-
-def _fitting(screen: Console, rows: Sequence[Mapping[str, str]], pairs: Sequence[tuple[str, str]]) -> Table:
-    """One line per row where that fits, else two: in each cell one value above the other."""
-    wide = _table([{name: row[name] for pair in pairs for name in pair} for row in rows])
-    if _fits(screen, wide):
-        return wide
-    stacked = [{f"{a}\n{b}": f"{row[a]}\n{row[b]}" for a, b in pairs} for row in rows]
-    return _table(stacked, leading=1)
-
-
-def _width(screen: Console, table: Table) -> int:
-    """How wide a table is with no cell broken."""
-    return table.__rich_measure__(screen, screen.options.update(max_width=10_000)).maximum
-
-
-def _fits(screen: Console, table: Table) -> bool:
-    return _width(screen, table) <= screen.width
-
-
-def _table(rows: Sequence[Mapping[str, str]], *, leading: int = 0, emphasised: str = "", gap: int = 2) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, gap, leading, 0), header_style="bold")
-    for name in rows[0] if rows else ():
-        right = name.partition("\n")[0] in _RIGHT
-        # Names give way where the table is too wide: numbers in two lines are misread.
-        keep = name in _UNBROKEN
-        table.add_column(Text(name), justify="right" if right else "left", overflow="fold", no_wrap=keep)
-    for row in rows:
-        marked = bool(emphasised) and row.get("") == emphasised
-        table.add_row(*(_cell(value) for value in row.values()), style="bold" if marked else "")
-    return table
-
-
-def _cell(value: str) -> Any:
-    from rich.text import Text
-
-    text = Text(value, overflow="fold")
-    text.highlight_regex(r"^pass$|^pass(?=\n)", "green")
-    text.highlight_regex(r"^FAIL$|^FAIL(?=\n)", "bold red")
-    return text

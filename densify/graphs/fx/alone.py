@@ -32,13 +32,16 @@ class FxOps:
         self.values = run_at(graph, root, image.shape, dtype=image.dtype)
 
     def sizes(self, key: str) -> tuple[int, ...]:
+        """The spatial sizes of what an op makes."""
         return tuple(self.values[self.nodes[key]].shape[2:])
 
     def run(self, key: str, given: Mapping[str, Tensor]) -> Tensor:
+        """What an op makes of these tensors."""
         made: Tensor = self._call(self.nodes[key], self._reader(given))
         return made
 
     def kernel(self, key: str, given: Mapping[str, Tensor]) -> Kernel:
+        """What a transposed convolution computes with; the size that it is told may be one of these tensors'."""
         node, site = self.nodes[key], self.network.sites[key]
         module = self.source.get_submodule(str(node.target)) if node.op == "call_module" else None
         written = transposed_arguments(Call(node, module, (self.nodes[site.inputs[0]],)))

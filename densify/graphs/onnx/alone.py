@@ -38,16 +38,19 @@ class OnnxOps:
         self._sessions: dict[tuple[str, ...], OnnxSession] = {}
 
     def sizes(self, key: str) -> tuple[int, ...]:
+        """The spatial sizes of what a node makes."""
         shape = self.known[key].shape
         assert shape is not None
         return tuple(shape[dim] for dim in self.reading.places[key].order[2:])
 
     def run(self, key: str, given: Mapping[str, Tensor]) -> Tensor:
+        """What a node makes of these tensors, [B, C, *spatial] like them."""
         own = {name: self._own(name, x) for name, x in given.items()}
         made, place = self._run(key, own), self.reading.places[key]
         return made.permute(*place.order) if self._is_map(key, made) else made
 
     def kernel(self, key: str, given: Mapping[str, Tensor]) -> Kernel:
+        """What a transposed convolution computes with."""
         node, op = self.producers[key], self.reading.network.sites[key].op
         assert isinstance(op, Transposed)
         weight, *bias = [self._run(str(one.name), {}) for one in node.inputs[1:] if one is not None]
