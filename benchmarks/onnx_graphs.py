@@ -26,7 +26,7 @@ from laws.onnx import as_converted, exported, run, written
 
 import densify
 from densify.comparison import difference, named_outputs
-from densify.onnx_conversion import convert_onnx
+from densify.onnx.conversion import convert_onnx
 
 TRANSFORMERS = ("vit_", "swin", "mvit", "maxvit")
 # Reference and another size, by the beginning of the name; the first that fits.

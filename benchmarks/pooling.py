@@ -21,7 +21,7 @@ from openvino import Core
 
 import densify
 from densify.exporting import write_network
-from densify.onnx_file import OnnxSession
+from densify.onnx.file import OnnxSession
 from densify.targets import find
 
 THREADS, RUNS = 2, 4

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from densify.extending import pointwise, rule, sliding_window
     from densify.front import convert, export, inspect, inverse, load_onnx, plan, save, verify
     from densify.lattice import Lattice
-    from densify.onnx_conversion import DenseOnnx
-    from densify.onnx_model import OnnxModel
+    from densify.onnx.conversion import DenseOnnx
+    from densify.onnx.model import OnnxModel
 
 _HOMES = {
     "Dense": "conversion",
-    "DenseOnnx": "onnx_conversion",
+    "DenseOnnx": "onnx.conversion",
     "DensifyError": "errors",
     "Lattice": "lattice",
-    "OnnxModel": "onnx_model",
+    "OnnxModel": "onnx.model",
     "convert": "front",
     "export": "front",
     "inspect": "front",

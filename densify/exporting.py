@@ -15,8 +15,8 @@ from densify.errors import ConversionError, TargetError, UsageError
 from densify.files import check_writable, write_atomically
 from densify.graphs.fx.guards import guard
 from densify.graphs.fx.trace import same_tensors, trace
-from densify.onnx_export import ExportResult, export_onnx
-from densify.onnx_metadata import Axes, of_original, placement
+from densify.onnx.export import ExportResult, export_onnx
+from densify.onnx.metadata import Axes, of_original, placement
 from densify.recipe import Recipe
 from densify.targets import Target, find
 from densify.weights import RECIPE_KEY

@@ -12,7 +12,7 @@ from densify import checkpoint, conversion, exporting, verification
 from densify.comparison import Report
 from densify.conversion import Dense, Example, shape_of
 from densify.errors import UsageError
-from densify.onnx_conversion import (
+from densify.onnx.conversion import (
     DenseOnnx,
     OnnxConversion,
     convert_onnx,
@@ -20,11 +20,11 @@ from densify.onnx_conversion import (
     options_of,
     survey_onnx,
 )
-from densify.onnx_export import ExportResult
-from densify.onnx_model import OnnxModel
-from densify.onnx_packing import inverse_onnx
-from densify.onnx_verification import verify_onnx_laws
-from densify.onnx_writing import export_graph, save_graph
+from densify.onnx.export import ExportResult
+from densify.onnx.model import OnnxModel
+from densify.onnx.packing import inverse_onnx
+from densify.onnx.verification import verify_onnx_laws
+from densify.onnx.writing import export_graph, save_graph
 from densify.plans import Plan
 from densify.recipe import Recipe
 from densify.samples import Sample
@@ -113,7 +113,7 @@ def verify(
     """Check the laws of a dense network against its original; None means the dense network's own inverse.
 
     A module is run in torch (:func:`densify.verification.verify`), a graph in ONNX Runtime
-    (:func:`densify.onnx_verification.verify_onnx_laws`).
+    (:func:`densify.onnx.verification.verify_onnx_laws`).
     """
     if not isinstance(dense, DenseOnnx):
         if model is not None and not isinstance(model, nn.Module):
@@ -172,7 +172,7 @@ def export(
 
     Args:
         model: a dense network or a plain model, see :func:`densify.exporting.export`; or a dense graph, see
-            :func:`densify.onnx_writing.export_graph`, which brings its own size and recipe.
+            :func:`densify.onnx.writing.export_graph`, which brings its own size and recipe.
         how: target, opset, static, half, overwrite.
     """
     if isinstance(model, nn.Module):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
-from densify import onnx_predicates as is_
 from densify.errors import TargetError, UsageError
+from densify.onnx import predicates as is_
 
 if TYPE_CHECKING:
     import onnx_ir as ir

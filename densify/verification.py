@@ -268,7 +268,7 @@ def verify_onnx(
     Raises:
         UsageError: ONNX Runtime's CPU has no convolution for the inputs' dtype.
     """
-    from densify.onnx_file import OnnxSession
+    from densify.onnx.file import OnnxSession
 
     other = {sample.tensor.dtype for sample in samples} - {torch.float32, torch.float16}
     if other:
@@ -302,7 +302,7 @@ def verify_onnx(
 
 def _rounded(path: Path, network: nn.Module, samples: Sequence[Sample], tolerance: Tolerance) -> Report:
     """A file in float16 as devices compute it: ONNX Runtime's CPU alone would not round between its ops."""
-    from densify.onnx_rounding import RoundingSession
+    from densify.onnx.rounding import RoundingSession
 
     run = RoundingSession(path)
     report = compare(

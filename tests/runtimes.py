@@ -17,8 +17,8 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from densify.comparison import DEFAULT_TOLERANCE, Report, compare, difference, evaluating
-from densify.onnx_file import OnnxSession
-from densify.onnx_model import write_checked
+from densify.onnx.file import OnnxSession
+from densify.onnx.model import write_checked
 from densify.samples import Sample
 from densify.targets import find, refusals
 from densify.verification import errors_of_precision, verify_onnx

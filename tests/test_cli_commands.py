@@ -167,7 +167,7 @@ def test_a_failed_check_writes_nothing_unless_kept(tmp_path: Path) -> None:
 
 
 def test_a_failure_in_onnx_runtime_takes_the_other_files_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from densify import onnx_file
+    from densify.onnx import file as onnx_file
 
     run = onnx_file.OnnxSession.__call__
     monkeypatch.setattr(onnx_file.OnnxSession, "__call__", lambda self, x: [made + 1 for made in run(self, x)])
@@ -184,7 +184,7 @@ def test_a_failure_in_onnx_runtime_takes_the_other_files_along(tmp_path: Path, m
 
 @pytest.mark.parametrize("case", ["fails", "interrupted", "dry run"])
 def test_weights_past_2_gib_leave_no_file_behind(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from densify import onnx_file
+    from densify.onnx import file as onnx_file
 
     seen = []
     real = onnx_file.OnnxSession.__call__

@@ -14,8 +14,8 @@ from laws.onnx import Node, graph, integers
 from runtimes import sessions
 
 from densify.graphs.onnx.layers import windows
-from densify.onnx_file import OnnxSession, save_onnx
-from densify.onnx_model import ORIGINAL_KEY, Kept, OnnxModel
+from densify.onnx.file import OnnxSession, save_onnx
+from densify.onnx.model import ORIGINAL_KEY, Kept, OnnxModel
 from densify.targets import find, refusals
 
 NODES: list[Node] = [
@@ -195,8 +195,8 @@ def run_everywhere(path: Path, shape: tuple[int, ...]) -> list[bool]:
 def test_large_weights_are_mapped_not_held(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with weights past 64 MB: the same files come out."""
     expected = convert(net).read_bytes()
-    monkeypatch.setattr("densify.onnx_model._MANY", 0)
-    monkeypatch.setattr("densify.onnx_model._PAGE", 16)
+    monkeypatch.setattr("densify.onnx.model._MANY", 0)
+    monkeypatch.setattr("densify.onnx.model._PAGE", 16)
     source = OnnxModel.load(net)
     assert {type(tensor) for tensor in source.weights.values()} == {Kept}
     dense = convert(net, "--overwrite")

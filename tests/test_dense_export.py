@@ -15,9 +15,10 @@ from small import Residual, images, seeded
 from torch import nn
 
 import densify
-from densify import onnx_export, onnx_file
 from densify.errors import ConversionError, UsageError
-from densify.onnx_file import load_onnx
+from densify.onnx import export as onnx_export
+from densify.onnx import file as onnx_file
+from densify.onnx.file import load_onnx
 from densify.samples import Sample
 from densify.verification import verify_onnx
 

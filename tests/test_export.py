@@ -23,12 +23,13 @@ from runtimes import sessions
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from densify import onnx_export as export_module
-from densify import onnx_file, targets
+from densify import targets
 from densify.errors import CheckpointError, ConversionError, DensifyError, UnsafeError, UsageError
-from densify.onnx_export import ExportResult, export_onnx
-from densify.onnx_file import STATE_KEY, OnnxSession, load_onnx, read_onnx_weights, run_onnx
-from densify.onnx_lower import adaptive_avg_pool, avg_pool_with_divisor
+from densify.onnx import export as export_module
+from densify.onnx import file as onnx_file
+from densify.onnx.export import ExportResult, export_onnx
+from densify.onnx.file import STATE_KEY, OnnxSession, load_onnx, read_onnx_weights, run_onnx
+from densify.onnx.lower import adaptive_avg_pool, avg_pool_with_divisor
 from densify.targets import OPSETS
 
 SIZES = ((2, 3, 37, 46), (1, 3, 33, 20), (3, 3, 24, 57))

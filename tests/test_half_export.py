@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 import densify
 from densify.errors import ConversionError, UsageError
-from densify.onnx_file import load_onnx, read_onnx_weights
-from densify.onnx_half import half_state
-from densify.onnx_rounding import RoundingSession
+from densify.onnx.file import load_onnx, read_onnx_weights
+from densify.onnx.half import half_state
+from densify.onnx.rounding import RoundingSession
 from densify.samples import Sample
 from densify.verification import verify_onnx
 

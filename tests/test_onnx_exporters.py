@@ -13,11 +13,11 @@ from laws.onnx import Node, graph, integers, run
 from test_onnx_ops import CONV, LAST, OPEN, WEIGHTS, between, check, op
 
 from densify.errors import RefusedError
-from densify.onnx_conversion import convert_onnx
-from densify.onnx_model import OnnxModel, at_opset
-from densify.onnx_packing import inverse_onnx
-from densify.onnx_verification import verify_onnx_laws
-from densify.onnx_writing import metadata_of
+from densify.onnx.conversion import convert_onnx
+from densify.onnx.model import OnnxModel, at_opset
+from densify.onnx.packing import inverse_onnx
+from densify.onnx.verification import verify_onnx_laws
+from densify.onnx.writing import metadata_of
 from densify.samples import Sample
 
 

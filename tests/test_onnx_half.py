@@ -16,12 +16,12 @@ from laws.onnx import Node, graph, integers
 import densify
 from densify.comparison import Report, Tolerance
 from densify.errors import ConversionError, TargetError, UsageError
-from densify.onnx_conversion import build_for, in_half, options_of, origin_of
-from densify.onnx_file import save_onnx
-from densify.onnx_half import graph_to_half
-from densify.onnx_model import OnnxModel
-from densify.onnx_runtime import Runtime
-from densify.onnx_verification import verify_half, verify_onnx_laws
+from densify.onnx.conversion import build_for, in_half, options_of, origin_of
+from densify.onnx.file import save_onnx
+from densify.onnx.half import graph_to_half
+from densify.onnx.model import OnnxModel
+from densify.onnx.runtime import Runtime
+from densify.onnx.verification import verify_half, verify_onnx_laws
 from densify.samples import Sample
 from densify.targets import find
 

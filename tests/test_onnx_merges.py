@@ -12,9 +12,9 @@ from runtimes import agree
 from densify.comparison import Report
 from densify.errors import UsageError
 from densify.graphs.onnx import layers
-from densify.onnx_conversion import DenseOnnx, convert_onnx
-from densify.onnx_model import OnnxModel
-from densify.onnx_verification import verify_onnx_laws
+from densify.onnx.conversion import DenseOnnx, convert_onnx
+from densify.onnx.model import OnnxModel
+from densify.onnx.verification import verify_onnx_laws
 from densify.samples import Sample
 
 POOL = {"kernel_shape": [2, 2], "strides": [2, 2]}

@@ -17,7 +17,7 @@ from small import Residual, fixed_window, seeded
 from torch import nn
 
 import densify
-from densify.onnx_file import OnnxSession
+from densify.onnx.file import OnnxSession
 
 DOCS = (Path(__file__).parent.parent / "docs" / "onnx-metadata.md").read_text()
 
@@ -155,7 +155,7 @@ def test_merges_are_marked(tmp_path: Path) -> None:
 
 
 def test_preprocessing_is_told_where_it_is_known(tmp_path: Path) -> None:
-    from densify.onnx_metadata import placement
+    from densify.onnx.metadata import placement
 
     assert "densify.preprocessing" not in placement({}, {}, {})
     assert json.loads(placement({}, {}, {}, std=(0.5,))["densify.preprocessing"]) == {"std": [0.5]}

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 import densify
 from densify.comparison import difference, named_outputs
-from densify.onnx_conversion import convert_onnx
-from densify.onnx_model import OnnxModel
-from densify.onnx_packing import inverse_onnx
+from densify.onnx.conversion import convert_onnx
+from densify.onnx.model import OnnxModel
+from densify.onnx.packing import inverse_onnx
 from densify.reference import resolve
 
 MODELS = Path(__file__).resolve().parent.parent / "models"

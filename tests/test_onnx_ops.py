@@ -12,11 +12,11 @@ from laws.onnx import Node, graph, integers
 from runtimes import agree, misread
 
 from densify.graphs.onnx.layers import windows
-from densify.onnx_conversion import convert_onnx
-from densify.onnx_model import OnnxModel
-from densify.onnx_packing import inverse_onnx
-from densify.onnx_verification import legal, verify_onnx_laws
-from densify.onnx_writing import metadata_of
+from densify.onnx.conversion import convert_onnx
+from densify.onnx.model import OnnxModel
+from densify.onnx.packing import inverse_onnx
+from densify.onnx.verification import legal, verify_onnx_laws
+from densify.onnx.writing import metadata_of
 from densify.samples import Sample
 from densify.targets import find, refusals
 

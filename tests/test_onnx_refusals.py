@@ -17,9 +17,9 @@ from onnx import TensorProto, helper
 from densify.checkpoint import load
 from densify.errors import CheckpointError, ConversionError, DensifyError, RefusedError, UsageError
 from densify.front import save
-from densify.onnx_conversion import convert_onnx, survey_onnx
-from densify.onnx_file import save_onnx
-from densify.onnx_model import OnnxModel
+from densify.onnx.conversion import convert_onnx, survey_onnx
+from densify.onnx.file import save_onnx
+from densify.onnx.model import OnnxModel
 
 WEIGHTS = {"k": integers(4, 3, 3, 3), "last": integers(2, 4, 1, 1)}
 FIRST: Node = ("Conv", ["input", "k"], ["a"], {"pads": [1, 1, 1, 1]})

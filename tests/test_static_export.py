@@ -15,9 +15,9 @@ from test_dense_export import CASES
 from torch import nn
 
 import densify
-from densify import onnx_export
 from densify.errors import ConversionError
-from densify.onnx_file import load_onnx, read_onnx_weights, run_onnx
+from densify.onnx import export as onnx_export
+from densify.onnx.file import load_onnx, read_onnx_weights, run_onnx
 from densify.samples import Sample
 from densify.verification import verify_onnx
 

@@ -28,8 +28,8 @@ import densify
 from densify.cli import options
 from densify.errors import ConversionError, TargetError, UsageError
 from densify.layers.windows import shifted_maximum
-from densify.onnx_file import OnnxSession
-from densify.onnx_lower import max_pool
+from densify.onnx.file import OnnxSession
+from densify.onnx.lower import max_pool
 from densify.samples import Sample
 from densify.targets import OPSETS, TARGETS, Fact, Target, avoided, check, find, refusals
 

@@ -23,9 +23,9 @@ from densify.conversion import Dense
 from densify.errors import DensifyError, UsageError, VerificationError
 from densify.exporting import write_network
 from densify.files import write_all
-from densify.onnx_export import ExportResult
-from densify.onnx_file import OnnxSession
-from densify.onnx_metadata import axis_names
+from densify.onnx.export import ExportResult
+from densify.onnx.file import OnnxSession
+from densify.onnx.metadata import axis_names
 from densify.recipe import Recipe
 from densify.samples import Sample, random_inputs, read_samples, verification_sizes
 from densify.targets import Target, find, opset_for

@@ -17,7 +17,7 @@ from densify.cli.running import emit
 from densify.comparison import Tolerance
 from densify.errors import UsageError
 from densify.files import write_all
-from densify.onnx_conversion import (
+from densify.onnx.conversion import (
     DenseOnnx,
     OnnxConversion,
     build_for,
@@ -27,11 +27,11 @@ from densify.onnx_conversion import (
     origin_of,
     survey_onnx,
 )
-from densify.onnx_file import to_torch
-from densify.onnx_model import OnnxModel, reference_shape, write_checked
-from densify.onnx_packing import inverse_onnx
-from densify.onnx_verification import legal, same_outputs, verify_half, verify_onnx_laws
-from densify.onnx_writing import metadata_of, metadata_of_original
+from densify.onnx.file import to_torch
+from densify.onnx.model import OnnxModel, reference_shape, write_checked
+from densify.onnx.packing import inverse_onnx
+from densify.onnx.verification import legal, same_outputs, verify_half, verify_onnx_laws
+from densify.onnx.writing import metadata_of, metadata_of_original
 from densify.samples import Sample, random_inputs, read_samples, verification_sizes
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torch import nn
 from densify.checkpoint import original, recipe_of, restore
 from densify.cli.options import Init, Run, Voice
 from densify.errors import DensifyError, UsageError
-from densify.onnx_file import read_onnx_weights
+from densify.onnx.file import read_onnx_weights
 from densify.recipe import Recipe
 from densify.reference import ModelReference, is_folder, parse_model_args, resolve
 from densify.weights import WEIGHT_SUFFIXES, Weights, read_weights
@@ -85,7 +85,7 @@ def is_graph(text: str) -> bool:
     """Whether an argument is an ONNX file that is read as a graph: it names no torch code that made it."""
     if not is_file(text) or not text.lower().endswith(".onnx"):
         return False
-    from densify.onnx_model import is_graph as holds_graph
+    from densify.onnx.model import is_graph as holds_graph
 
     return holds_graph(Path(text))
 

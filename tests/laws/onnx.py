@@ -16,9 +16,9 @@ import densify
 from densify.choose import survey
 from densify.conversion import Dense
 from densify.graphs.onnx.read import Reading, read
-from densify.onnx_conversion import FORMS
-from densify.onnx_model import OnnxModel
-from densify.onnx_runtime import Runtime
+from densify.onnx.conversion import FORMS
+from densify.onnx.model import OnnxModel
+from densify.onnx.runtime import Runtime
 from densify.ops import Windowed
 from densify.planning import walk
 from densify.plans import Network, Plan, Site

@@ -14,8 +14,8 @@ from densify.graphs.onnx.image import image_of
 from densify.graphs.onnx.read import Reading
 from densify.graphs.onnx.values import Values
 from densify.maps import Layout
-from densify.onnx_file import OnnxSession
-from densify.onnx_runtime import Runtime
+from densify.onnx.file import OnnxSession
+from densify.onnx.runtime import Runtime
 from densify.ops import Transposed
 from densify.shifts import Kernel
 

@@ -17,8 +17,8 @@ import torch
 
 from densify.errors import CheckpointError, ConversionError, UsageError
 from densify.graphs.onnx.image import image_of, refuse_foreign, spatial_dims
-from densify.onnx_file import DTYPES, load_onnx, raw_bytes, read_metadata, save_onnx, unmap
-from densify.onnx_graph import make_constant
+from densify.onnx.file import DTYPES, load_onnx, raw_bytes, read_metadata, save_onnx, unmap
+from densify.onnx.graph import make_constant
 from densify.recipe import Recipe
 from densify.weights import RECIPE_KEY
 

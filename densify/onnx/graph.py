@@ -14,7 +14,7 @@ from onnx_ir.tensor_adapters import TorchTensor
 from onnxscript.optimizer import fold_constants
 from torch import Tensor
 
-from densify.onnx_predicates import of_sizes
+from densify.onnx.predicates import of_sizes
 
 _LARGEST = 2**20  # elements of a constant: far more than any list of indices has, far less than it would take to matter
 

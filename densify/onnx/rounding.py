@@ -17,7 +17,7 @@ from onnx.helper import make_node, make_tensor_value_info
 from torch import Tensor
 
 from densify.errors import ConversionError
-from densify.onnx_file import load_onnx
+from densify.onnx.file import load_onnx
 
 _HALF = onnx.TensorProto.FLOAT16
 _WIDE, _COPY, _MAGNITUDE, _PEAK = ".wide", ".copy", ".magnitude", ".peak"

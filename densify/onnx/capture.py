@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from densify.errors import ConversionError
-from densify.onnx_metadata import axis_names
+from densify.onnx.metadata import axis_names
 
 
 def capture(model: nn.Module, example: Tensor, any_size: bool, static: bool) -> ExportedProgram:

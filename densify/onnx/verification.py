@@ -18,11 +18,11 @@ from densify.graphs.onnx.image import image_of, spatial_dims
 from densify.graphs.onnx.values import Values
 from densify.maps import Merged
 from densify.merge_laws import Merges, has_merges
-from densify.onnx_conversion import DenseOnnx
-from densify.onnx_file import raw_bytes
-from densify.onnx_model import OnnxModel
-from densify.onnx_parts import OnnxParts
-from densify.onnx_runtime import Outputs, Runtime, nudged, ordered, plain
+from densify.onnx.conversion import DenseOnnx
+from densify.onnx.file import raw_bytes
+from densify.onnx.model import OnnxModel
+from densify.onnx.parts import OnnxParts
+from densify.onnx.runtime import Outputs, Runtime, nudged, ordered, plain
 from densify.planning import at_sizes
 from densify.samples import Sample
 from densify.sampling import check_size, clear_of_borders, sample_grid

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from densify.errors import CheckpointError
-from densify.onnx_model import ORIGINAL_KEY, OnnxModel
+from densify.onnx.model import ORIGINAL_KEY, OnnxModel
 
 _LARGE = 1024  # bytes of a Constant node that are not kept twice
 

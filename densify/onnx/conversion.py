@@ -19,11 +19,11 @@ from densify.graphs.onnx.image import spatial_dims
 from densify.graphs.onnx.read import Reading, read
 from densify.heads import apply_head
 from densify.maps import Lattices
-from densify.onnx_file import raw_bytes, unmap
-from densify.onnx_graph import fold_sizes
-from densify.onnx_half import graph_to_half
-from densify.onnx_model import OnnxModel, at_opset, reference_shape
-from densify.onnx_packing import inverse_onnx
+from densify.onnx.file import raw_bytes, unmap
+from densify.onnx.graph import fold_sizes
+from densify.onnx.half import graph_to_half
+from densify.onnx.model import OnnxModel, at_opset, reference_shape
+from densify.onnx.packing import inverse_onnx
 from densify.planning import walk
 from densify.plans import Plan
 from densify.recipe import Options, Origin, Recipe, digest_of
@@ -179,7 +179,7 @@ def build_for(
 
 
 def in_half(source: OnnxModel) -> OnnxModel:
-    """A float32 graph in float16; see :func:`densify.onnx_half.graph_to_half`.
+    """A float32 graph in float16; see :func:`densify.onnx.half.graph_to_half`.
 
     Raises:
         UsageError: it is in another type.

@@ -8,11 +8,11 @@ from pathlib import Path
 from densify.errors import UsageError
 from densify.files import check_writable, write_atomically
 from densify.maps import Layout
-from densify.onnx_conversion import DenseOnnx, build_for
-from densify.onnx_export import ExportResult
-from densify.onnx_metadata import Axes, axis_names, of_original, placement
-from densify.onnx_model import ORIGINAL_KEY, OnnxModel, write_checked
-from densify.onnx_packing import packed
+from densify.onnx.conversion import DenseOnnx, build_for
+from densify.onnx.export import ExportResult
+from densify.onnx.metadata import Axes, axis_names, of_original, placement
+from densify.onnx.model import ORIGINAL_KEY, OnnxModel, write_checked
+from densify.onnx.packing import packed
 from densify.targets import find, opset_for
 from densify.weights import RECIPE_KEY
 

@@ -17,8 +17,8 @@ from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor
 
 from densify.errors import ConversionError
-from densify.onnx_file import to_torch
-from densify.onnx_graph import all_values
+from densify.onnx.file import to_torch
+from densify.onnx.graph import all_values
 
 _LARGEST = float(np.finfo(np.float16).max)
 _SMALLEST = float(np.finfo(np.float16).smallest_subnormal)

@@ -12,9 +12,9 @@ from densify.comparison import difference
 from densify.errors import UsageError
 from densify.graphs.onnx.alone import OnnxOps
 from densify.graphs.onnx.read import Reading
-from densify.onnx_conversion import FORMS, DenseOnnx, OnnxConversion
-from densify.onnx_model import OnnxModel, at_opset
-from densify.onnx_runtime import Runtime, nudged, plain
+from densify.onnx.conversion import FORMS, DenseOnnx, OnnxConversion
+from densify.onnx.model import OnnxModel, at_opset
+from densify.onnx.runtime import Runtime, nudged, plain
 from densify.planning import walk
 from densify.plans import Network, Plan
 

@@ -23,12 +23,12 @@ from torch.utils import _pytree as pytree
 
 from densify.conversion import Dense
 from densify.errors import ConversionError, UsageError
-from densify.onnx_capture import capture, input_shape, summary
-from densify.onnx_file import STATE_KEY, initializers, load_onnx, raw_bytes, restore_state, save_onnx
-from densify.onnx_graph import clean, fold_sizes, keep_state, name_values, rename_symbols
-from densify.onnx_half import half_state, to_half
-from densify.onnx_lower import MaxPooling, lowered
-from densify.onnx_metadata import axis_names
+from densify.onnx.capture import capture, input_shape, summary
+from densify.onnx.file import STATE_KEY, initializers, load_onnx, raw_bytes, restore_state, save_onnx
+from densify.onnx.graph import clean, fold_sizes, keep_state, name_values, rename_symbols
+from densify.onnx.half import half_state, to_half
+from densify.onnx.lower import MaxPooling, lowered
+from densify.onnx.metadata import axis_names
 from densify.targets import Target, check, find, no_such_opset, opset_for
 
 _PIECE = 2**24  # bytes compared at a time: the comparison itself needs as many

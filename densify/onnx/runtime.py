@@ -13,9 +13,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from densify.onnx_file import OnnxSession, unmap
-from densify.onnx_model import Kept
-from densify.onnx_rounding import RoundingSession
+from densify.onnx.file import OnnxSession, unmap
+from densify.onnx.model import Kept
+from densify.onnx.rounding import RoundingSession
 
 Outputs = dict[str, Tensor]
 

@@ -1,0 +1,1 @@
+"""ONNX files: exported from torch, read, made dense as graphs, run in ONNX Runtime, and written."""
