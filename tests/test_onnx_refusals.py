@@ -51,7 +51,7 @@ REFUSED: dict[str, tuple[Callable[[], OnnxModel], str]] = {
             ("Conv", ["p", "w"], ["b"], {}),
             shape=np.array([4, 1, 1, 1]),
         ),
-        "m: it works across the images of a batch",
+        "b: its kernel is computed from the image",
     ),
     "random numbers": (
         lambda: behind_a_pooling(("RandomNormalLike", ["p"], ["b"], {})),

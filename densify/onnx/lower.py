@@ -3,7 +3,8 @@
 Two ops of an exported program are translated silently wrong: adaptive pooling to k x k gets its kernel frozen at the
 example's size, and `divisor_override` is dropped. Both are linear, so both have an exact form at every size. A third
 one, 1-D max pooling, binds its axis to the example's size already in torch.export; max pooling is rewritten there, also
-for what targets take.
+for what targets take. Splits of an axis whose size is not fixed, and unbinding, would become ONNX sequences, which few
+runtimes know: they become slices.
 """
 
 from __future__ import annotations
@@ -179,8 +180,53 @@ def _adaptive(x: Tensor, output_size: Sequence[int]) -> Any:
     return NotImplemented if all(bins == 1 for bins in output_size) else adaptive_avg_pool(x, output_size)
 
 
+def _unbound(x: Tensor, dim: int = 0) -> Any:
+    """Unbinding, entry by entry."""
+    return [x.select(dim, index) for index in range(x.shape[dim])]
+
+
+def _split(x: Tensor, sizes: Sequence[int], dim: int = 0) -> Any:
+    """Splitting into given sizes: the op itself where they are numbers."""
+    if all(isinstance(size, int) for size in (x.shape[dim], *sizes)):
+        return NotImplemented
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    return [x.narrow(dim, start, size) for start, size in zip(starts, sizes, strict=True)]
+
+
+def _pieces(size: Any, x: Tensor, dim: int) -> Any:
+    """Splitting into pieces of one size, of which the last may be shorter: the op itself where sizes are numbers."""
+    whole: Any = x.shape[dim]
+    if isinstance(whole, int) and isinstance(size, int):
+        return NotImplemented
+    count = int((whole + size - 1) // size)
+    return _split(x, [*[size] * (count - 1), whole - (count - 1) * size], dim)
+
+
+def _split_evenly(x: Tensor, size: int, dim: int = 0) -> Any:
+    return _pieces(size, x, dim)
+
+
+def _chunk(x: Tensor, chunks: int, dim: int = 0) -> Any:
+    return _pieces((x.shape[dim] + chunks - 1) // chunks, x, dim)
+
+
+_SPLITS: dict[Any, Callable[..., Any]] = {
+    _ATEN.unbind.int: _unbound,
+    _ATEN.split_with_sizes.default: _split,
+    _ATEN.split.Tensor: _split_evenly,
+    _ATEN.chunk.default: _chunk,
+}
+_EXACT: dict[Any, Callable[..., Any]] = {
+    **dict.fromkeys(_ADAPTIVE, _adaptive),
+    **dict.fromkeys(_AVERAGES, _average),
+    **_SPLITS,
+}
+
+
 def _is_wrong(node: torch.fx.Node) -> bool:
     """Whether the exporter mistranslates this op."""
+    if node.target in _SPLITS:
+        return True
     if node.target in _ADAPTIVE:
         return any(bins != 1 for bins in cast(Sequence[int], node.args[1]))
     if node.target in _AVERAGES:
@@ -189,7 +235,7 @@ def _is_wrong(node: torch.fx.Node) -> bool:
 
 
 def lowered(program: ExportedProgram) -> ExportedProgram:
-    """The program with adaptive average pooling and own divisors in exact form; itself where it has neither.
+    """The program with adaptive average pooling, own divisors and splits in exact form; itself where it has none.
 
     Raises:
         ConversionError: adaptive max pooling to more than one sample, which the exporter freezes at the example's size,
@@ -210,6 +256,6 @@ def lowered(program: ExportedProgram) -> ExportedProgram:
     wrong = {node.target for node in program.graph.nodes if node.op == "call_function" and _is_wrong(node)}
     if not wrong:
         return program
-    table: dict[Any, Callable[..., Any]] = {op: _adaptive if op in _ADAPTIVE else _average for op in wrong}
+    table: dict[Any, Callable[..., Any]] = {op: _EXACT[op] for op in wrong}
     exact: ExportedProgram = program.run_decompositions(table)
     return exact

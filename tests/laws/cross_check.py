@@ -1,7 +1,7 @@
 """A pytest plugin (`make cross-check`): every model that a test converts is also exported first, and made dense then.
 
-Both dense graphs have to compute the same in ONNX Runtime. What cannot be compared (the exporter fails, writes another
-function, or other strided ops; the graph is refused) is counted and shown at the end.
+Both dense graphs have to compute the same in ONNX Runtime. What cannot be compared is counted, and shown at the end
+with its test and the reason: the exporter fails, or writes another function; max unpooling, which graphs refuse.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from laws.onnx import as_converted, exported, run, written
 
 _LARGEST = 3_000_000  # parameters of a model that is checked
 _TOLERANCE, _OWN, _OTHER = 1e-5, 10.0, 1e-4
+_REFUSED = ("the places of its maxima are read",)  # docs/design.md
 _counts: Counter[str] = Counter()
+_reasons: list[str] = []
 _seen: set[str] = set()
 
 
@@ -45,8 +47,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for reason in _reasons:
+        terminalreporter.write_line(reason)
     for what, count in _counts.most_common():
         terminalreporter.write_line(f"{count:5} {what}")
+
+
+def _told(what: str, why: Exception) -> str:
+    _reasons.append(f"{os.environ.get('PYTEST_CURRENT_TEST', '').split(' ')[0]}: {what}: {why}")
+    return what
 
 
 def _checked(model: nn.Module, dense: Dense) -> str:
@@ -74,21 +83,22 @@ def _checked(model: nn.Module, dense: Dense) -> str:
         try:
             source = exported(single, options.shape, Path(folder))
             off = _errors(wanted, run(source.graph, x))
-        except ConversionError:
-            return "cannot be exported"
+        except ConversionError as error:
+            return _told("cannot be exported", error)
         if max(off.values()) > _OTHER:
             return "exported as another function"
         try:
             reading, plan = as_converted(source, both)
-        except ValueError:
-            return "exported with other strided ops"
-        except RefusedError:
-            return "refused as a graph"
+        except RefusedError as error:
+            if not any(reason in str(error) for reason in _REFUSED):
+                raise
+            return _told("refused as a graph", error)
         assert plan.lattices == both.lattices
-        fixed = None not in source.declared()[2:]
+        images, *sizes = source.declared()
+        shapes = [options.shape] if None not in sizes[1:] else [options.shape, (images or 2, *options.shape[1:])]
         for form in ("dilated", "fragments"):
             graph = written(source, reading, plan, form)
-            for shape in (options.shape, (2, *options.shape[1:])) if not fixed else (options.shape,):
+            for shape in shapes:
                 _compare(both, graph, _image(shape), form, off)
     return "equal"
 

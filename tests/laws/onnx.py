@@ -21,7 +21,7 @@ from densify.onnx.model import OnnxModel
 from densify.onnx.runtime import Runtime
 from densify.ops import Windowed
 from densify.planning import walk
-from densify.plans import Network, Plan, Site
+from densify.plans import Network, Plan
 
 Node = tuple[str, Sequence[str], Sequence[str], Mapping[str, Any]]
 
@@ -79,12 +79,18 @@ def as_converted(source: OnnxModel, dense: Dense) -> tuple[Reading, Plan]:
         ValueError: the export has other strided ops, in another order.
     """
     reading = read(source.graph, source.shape_at(dense.options.shape[1:]))
-    mine, theirs = _strided(dense.plan.network), _strided(survey(reading.network).network)
-    if [_strides(site) for site in mine] != [_strides(site) for site in theirs]:
-        raise ValueError("the exporter wrote other strided ops")
-    names = {one.key: other.key for one, other in zip(mine, theirs, strict=True)}
-    chosen = frozenset((names[key], axis) for key, axis in dense.plan.chosen)
-    return reading, walk(reading.network, chosen, merge=dense.plan.merge)
+    mine, theirs = _strides(dense.plan.network), _strides(survey(reading.network).network)
+    whole = {one for one in mine if one not in dense.plan.chosen and _alone(dense.plan.network, *one)}
+    for left_out in (
+        set[tuple[str, int]](),
+        whole,
+    ):  # a window that takes a whole axis may be exported as a statistic of it
+        pairs = list(zip([one for one in mine if one not in left_out], theirs, strict=False))
+        if len(pairs) == len(mine) - len(left_out) == len(theirs) and all(mine[a] == theirs[b] for a, b in pairs):
+            names = dict(pairs)
+            chosen = frozenset(names[one] for one in dense.plan.chosen if one in names)
+            return reading, walk(reading.network, chosen, merge=dense.plan.merge)
+    raise ValueError(f"{list(mine.values())} became {list(theirs.values())}")
 
 
 def written(source: OnnxModel, reading: Reading, plan: Plan, form: str, **options: Any) -> ir.Model:
@@ -92,10 +98,19 @@ def written(source: OnnxModel, reading: Reading, plan: Plan, form: str, **option
     return FORMS[form](source.copy(), reading, plan, **options).run()
 
 
-def _strided(network: Network) -> list[Site]:
-    return [site for site in network.sites.values() if isinstance(site.op, Windowed) and site.op.strided]
+def _strides(network: Network) -> dict[tuple[str, int], int]:
+    """The strides by op and axis, axis by axis: a slice of several axes is exported as one of each."""
+    found = [
+        ((site.key, axis), window.stride)
+        for site in network.sites.values()
+        if isinstance(site.op, Windowed)
+        for axis, window in enumerate(site.op.windows)
+        if window.stride > 1
+    ]
+    return dict(sorted(found, key=lambda one: one[0][1]))  # in the order of the ops along each axis
 
 
-def _strides(site: Site) -> list[int]:
-    assert isinstance(site.op, Windowed)
-    return [window.stride for window in site.op.windows]
+def _alone(network: Network, key: str, axis: int) -> bool:
+    """Whether an op makes one sample along an axis."""
+    shape = network.sites[key].shape
+    return shape is not None and shape[2 + axis] == 1

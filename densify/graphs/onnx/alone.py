@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-import numpy as np
-import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
 from densify.graphs.onnx.image import image_of
+from densify.graphs.onnx.part import part
 from densify.graphs.onnx.read import Reading
 from densify.graphs.onnx.values import Values
 from densify.maps import Layout
@@ -69,43 +68,9 @@ class OnnxOps:
         """A value of the graph, where these are others; all else follows from sizes and weights."""
         key = (name, *sorted(given))
         if key not in self._sessions:
-            self._sessions[key] = self.runtime.session(self._part(name, given), optimised=False)
+            self._sessions[key] = self.runtime.session(
+                part(self.model, [name], list(given), self.known, self.runtime.initializer), optimised=False
+            )
         session = self._sessions[key]
         (made,) = session(*(given[one].contiguous().numpy() for one in session.inputs))
         return torch.from_numpy(made)
-
-    def _part(self, name: str, given: Iterable[str]) -> onnx.ModelProto:
-        """The nodes that a value is made by, from the given ones, weights and what follows from sizes."""
-        nodes: dict[int, ir.Node] = {}
-        weights: dict[str, onnx.TensorProto] = {}
-        stack = [name]
-        while stack:
-            one = stack.pop()
-            if one in given or one in weights:
-                continue
-            value, known = self.model.graph.initializers.get(one), self.known.get(one)
-            if value is not None and value.const_value is not None:
-                weights[one] = self.runtime.initializer(one, value.const_value)
-            elif known is not None and known.numbers is not None:
-                weights[one] = onnx.numpy_helper.from_array(np.asarray(known.numbers), one)
-            else:
-                node = self.producers[one]
-                nodes[id(node)] = node
-                stack += [str(other.name) for other in node.inputs if other is not None]
-        order = [ir.to_proto(node) for node in self.model.graph if id(node) in nodes]
-        if not order:  # the value is a weight
-            order = [onnx.helper.make_node("Identity", [name], [_MADE])]
-        made = order[-1].output[0] if order[-1].output[0] == _MADE else name
-        value_of = onnx.helper.make_tensor_value_info
-        graph = onnx.helper.make_graph(
-            order,
-            "part",
-            [value_of(one, self.known[one].dtype.value, None) for one in given],
-            [value_of(made, self.known[name].dtype.value, None)],
-            list(weights.values()),
-        )
-        opset = onnx.helper.make_opsetid("", self.model.opset_imports[""])
-        return onnx.helper.make_model(graph, opset_imports=[opset], ir_version=self.model.ir_version)
-
-
-_MADE = "densify.made"

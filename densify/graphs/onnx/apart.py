@@ -2,7 +2,7 @@
 
 Phases are laid in the batch there, so an operator that mixes images would mix phases. What it does with a batch is in
 its numbers alone: it runs on two batches that have some images in common, at other places, and what it makes of these
-must agree.
+must agree. Operators that move the images to another dimension, and those that move them back, run together.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 
+from densify.graphs.onnx.part import part, run
 from densify.graphs.onnx.values import Known
 
 _LARGEST = 2**24  # numbers of a tensor: what is larger is not looked at
@@ -44,11 +44,37 @@ def fault(
     feeds = None if node.op_type in _SHAPES_ONLY else _feeds(node, maps, doubled, 2 * images)
     if feeds is None:
         return ""
-    made = _run(node, feeds, version)
+    made = run(_alone(node, feeds[0], version), *feeds)
     if made is None:
         fewer = _feeds(node, maps, known, images)
-        return "" if fewer is None or _run(node, fewer, version) is None else FIXED
+        return "" if fewer is None or run(_alone(node, fewer[0], version), *fewer) is None else FIXED
     return "" if all(_agree(one, other, 2 * images) for one, other in zip(*made, strict=True)) else MIXES
+
+
+def moved_back(
+    model: ir.Model, entries: Mapping[str, int], exits: Mapping[str, int], doubled: Mapping[str, Known], images: int
+) -> bool:
+    """Whether what some values make of others keeps the images apart, wherever they are on the way.
+
+    Args:
+        entries, exits: the others and these by name, each with the dimension of its images.
+        doubled: what is known of every value, for twice as many images.
+        images: how many.
+    """
+    feeds: _Feeds = ({}, {})
+    for seed, (name, dim) in enumerate(entries.items()):
+        one = doubled.get(name)
+        if one is None or one.shape is None or prod(one.shape) > _LARGEST or one.shape[dim] % (2 * images):
+            return False
+        _feed(feeds, name, one.shape, one.dtype, dim, one.shape[dim] // (2 * images), seed)
+    made = run(part(model, list(exits), list(entries), doubled), *feeds)
+    if made is None:
+        return False
+    shapes = [None if (one := doubled.get(name)) is None else one.shape for name in exits]
+    return all(
+        shape == one.shape and _agree(np.moveaxis(one, dim, 0), np.moveaxis(other, dim, 0), 2 * images)
+        for one, other, shape, dim in zip(*made, shapes, exits.values(), strict=True)
+    )
 
 
 _Feeds = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
@@ -63,9 +89,7 @@ def _feeds(node: ir.Node, maps: Collection[str], known: Mapping[str, Known], ima
         name = str(value.name)
         one, weight = known.get(name), ir.convenience.get_const_tensor(value)
         if name in maps and one is not None and one.shape and prod(one.shape) <= _LARGEST:
-            each = one.shape[0] // images
-            given = _random((one.shape[0] + each, *one.shape[1:]), one.dtype, seed=len(feeds[0]))
-            feeds[0][name], feeds[1][name] = given[: one.shape[0]], given[each:]
+            _feed(feeds, name, one.shape, one.dtype, 0, one.shape[0] // images, seed=len(feeds[0]))
         elif name not in maps and one is not None and one.numbers is not None:
             feeds[0][name] = feeds[1][name] = one.numbers
         elif name not in maps and weight is not None and weight.size <= _LARGEST:
@@ -75,13 +99,12 @@ def _feeds(node: ir.Node, maps: Collection[str], known: Mapping[str, Known], ima
     return feeds
 
 
-def _run(node: ir.Node, feeds: _Feeds, version: int) -> list[list[Any]] | None:
-    """What a node makes of both; None where it cannot run."""
-    try:
-        session = _session(node, feeds[0], version)
-        return [session.run(None, one) for one in feeds]
-    except Exception:  # another batch may be what it does not take; the runtime has exceptions of its own
-        return None
+def _feed(feeds: _Feeds, name: str, shape: tuple[int, ...], dtype: ir.DataType, dim: int, each: int, seed: int) -> None:
+    """Give both batches a tensor with so many entries of each image along a dimension."""
+    size = shape[dim]
+    given = np.moveaxis(_random((*shape[:dim], size + each, *shape[dim + 1 :]), dtype, seed), dim, 0)
+    for batch, one in zip(feeds, (given[:size], given[each:]), strict=True):
+        batch[name] = np.ascontiguousarray(np.moveaxis(one, 0, dim))
 
 
 def _random(shape: tuple[int, ...], dtype: ir.DataType, seed: int) -> np.ndarray:
@@ -91,7 +114,7 @@ def _random(shape: tuple[int, ...], dtype: ir.DataType, seed: int) -> np.ndarray
     return made.astype(dtype.numpy())
 
 
-def _session(node: ir.Node, feeds: Mapping[str, np.ndarray], version: int) -> onnxruntime.InferenceSession:
+def _alone(node: ir.Node, feeds: Mapping[str, np.ndarray], version: int) -> onnx.ModelProto:
     """A node as a graph of its own."""
     proto: onnx.NodeProto = ir.to_proto(node)
     inputs = [
@@ -100,10 +123,7 @@ def _session(node: ir.Node, feeds: Mapping[str, np.ndarray], version: int) -> on
     ]
     outputs = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
     graph = onnx.helper.make_graph([proto], "one", inputs, outputs)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)], ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)], ir_version=8)
 
 
 def _agree(one: Any, other: Any, images: int) -> bool:

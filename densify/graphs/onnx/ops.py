@@ -48,14 +48,15 @@ def rows(writer: Writer, node: ir.Node, step: Step, op: Op) -> Tensor:
 def windowed(writer: Writer, node: ir.Node, step: Step, op: DenseWindowed) -> Tensor | None:
     """eConv and ePool, or the node itself where nothing changed."""
     linear = isinstance(op.op, Conv) and op.op.linear
-    if all(window.untouched for window in op.windows) and not linear:
+    several = step.site.inputs[0] not in map(writer.name, filter(None, node.inputs))  # nodes, which may ask for images
+    if all(window.untouched for window in op.windows) and not linear and not (several and not step.map.untouched):
         return unchanged(writer, node, step, op)
     x = writer.plain(step.site.inputs[0])
     windows: Sequence[DenseWindow] = layers.run_time(op.windows, x, op.op.same) if op.op.same else op.windows
     if isinstance(op.op, Conv):
         return _conv(writer, node, step, op.op, windows, x)
     if isinstance(op.op, Patches):
-        return layers.epatches(x, windows, op.op.order)
+        return writer.ordered(step.site.key, layers.epatches(x, windows, op.op.order))
     if isinstance(op.op, PowerPool):
         return layers.epower_pool(x, windows, op.op.norm)
     sizes = _sizes(writer, step, windows)

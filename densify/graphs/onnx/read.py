@@ -10,13 +10,13 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
+from densify import moves as chains
 from densify.errors import ConversionError
-from densify.graphs.onnx import apart, readers  # noqa: F401  (importing the readers registers them)
+from densify.graphs.onnx import apart, moves, readers  # noqa: F401  (importing the readers registers them)
 from densify.graphs.onnx.image import image_of, spatial_dims
 from densify.graphs.onnx.linear import linear
-from densify.graphs.onnx.readers.shapes import mirrored
-from densify.graphs.onnx.readers.windows import DYNAMIC
-from densify.graphs.onnx.registry import Call, Place, reader_of
+from densify.graphs.onnx.readers.windows import DYNAMIC, row_pool
+from densify.graphs.onnx.registry import ACROSS_IMAGES, Call, Place, reader_of
 from densify.graphs.onnx.values import Known, Values
 from densify.maps import Layout
 from densify.ops import (
@@ -69,6 +69,7 @@ def read(model: ir.Model, shape: Sequence[int]) -> Reading:
     reader = _Reader(model, tuple(shape))
     for node in model.graph:
         reader.visit(node)
+    reader.settle()
     outputs = {}
     for value in model.graph.outputs:
         name = str(value.name)
@@ -88,15 +89,24 @@ class _Reader:
         image = image_of(model)
         self.image, self.order = str(image.name), spatial_dims(model)
         self.frozen = image.shape is not None and all(isinstance(image.shape[dim], int) for dim in self.order[2:])
-        values = Values(model, image)
-        self.version = values.version
-        self.known = values.at(shape)
-        self.doubled = values.at(_scaled(shape, self.order[0]))
-        self.grown = [values.at(_scaled(shape, dim)) for dim in self.order[2:]]
+        self.model, self.values, self.seen = model, Values(model, image), dict[tuple[int, ...], dict[str, Known]]()
+        self.version = self.values.version
+        self.plain = tuple(shape[dim] for dim in self.order)
+        self.known = self.at(self.plain)
+        self.doubled = self.at(_scaled(self.plain, 0))
+        self.grown = [self.at(_scaled(self.plain, dim)) for dim in range(2, len(shape))]
+        self.made = {str(value.name): value for node in model.graph for value in node.outputs}
         self.places: dict[str, Place] = {}
         self.sites: dict[str, Site] = {}
         self.sized: dict[str, str] = {}  # what follows from a tensor's shape alone, and the site that it follows from
         self._place(image, Place(Layout.MAP, self.order, tuple(shape[dim] for dim in self.order[2:])), None, ())
+
+    def at(self, shape: Sequence[int]) -> dict[str, Known]:
+        """What is known of every value where the image has that shape, [B, C, *spatial]."""
+        own = tuple(shape[self.order.index(dim)] for dim in range(len(shape)))
+        if own not in self.seen:
+            self.seen[own] = self.values.at(own)
+        return self.seen[own]
 
     def visit(self, node: ir.Node) -> None:
         """Describe one node, where it holds a tensor that depends on the image, or reads the shape of one."""
@@ -124,11 +134,51 @@ class _Reader:
             op = Unsupported("no shape of its result follows from the image's", "Choose layers behind it")
         else:
             op = self.read(call)
-        mixes = self._mixes(call) if isinstance(op, Other | Rows) else ""
+        mixes = (op.fault or self._mixes(call)) if isinstance(op, Other | Rows) else ""
         for value in used:
             found = self._measured(call, value, mixes) if isinstance(op, Other) else op
             found = replace(found, fault=mixes) if isinstance(found, Rows) else found
-            self._place(value, self._result(call, value, found), found, call.maps, call)
+            inputs = self._operands(call) if isinstance(found, Other) else call.maps
+            self._place(value, self._result(call, value, found), found, inputs, call)
+            if isinstance(found, Other) and found.layout is Layout.MAP:
+                self._moves(call, value, found)
+
+    def settle(self) -> None:
+        """Let ops run on fragments that move the images to another dimension, where those behind move them back."""
+        moved = {name for name, site in self.sites.items() if isinstance(site.op, Other) and site.op.fault == _NO_BATCH}
+        while moved:
+            region, nodes = self._region(moved.pop(), moved)
+            moved -= region
+            reads = {name for node in nodes for name in _inputs(node) if name in self.places}
+            exits = {name for node in nodes for one in node.outputs if (name := str(one.name)) in self.sites} - region
+            others = [self.sites[name].op for name in exits]
+            back = exits and all(isinstance(op, Other) for op in others)
+            if not back or any(self.made[name].is_graph_output() for name in region):
+                continue
+            before, behind = ({name: self._first(name) for name in sorted(names)} for names in (reads - region, exits))
+            if apart.moved_back(self.model, before, behind, self.doubled, self.plain[0]):
+                for name in region | exits:
+                    site = self.sites[name]
+                    self.sites[name] = replace(site, op=replace(site.op, fault=""))  # type: ignore[type-var]
+
+    def _region(self, name: str, moved: set[str]) -> tuple[set[str], list[ir.Node]]:
+        """The values whose images lie elsewhere that hang together with one of them, and the nodes between them."""
+        region, stack, nodes = {name}, [name], dict[int, ir.Node]()
+        while stack:
+            value = self.made[stack.pop()]
+            for node in (value.producer(), *value.consumers()):
+                if node is None or id(node) in nodes or node.op_type in ("Shape", "Size"):
+                    continue
+                nodes[id(node)] = node
+                found = {str(one.name) for one in (*node.inputs, *node.outputs) if one is not None} & moved - region
+                region |= found
+                stack += found
+        return region, list(nodes.values())
+
+    def _first(self, name: str) -> int:
+        """The dimension of a tensor's images."""
+        place = self.places[name]
+        return place.order[0] if place.layout is Layout.MAP else 0
 
     def counted(self) -> Iterator[str]:
         """Names of values whose numbers or shape change with the number of images, tensors of the image apart."""
@@ -195,6 +245,14 @@ class _Reader:
         shape, doubled = self._shape(value), self.doubled.get(str(value.name))
         return bool(shape) and doubled is not None and doubled.shape == (2 * shape[0], *shape[1:])  # type: ignore[index]
 
+    def _images(self, value: ir.Value) -> tuple[int, ...]:
+        """The dimensions along which twice as many images make a tensor longer."""
+        shape, doubled = self._shape(value) or (), self.doubled.get(str(value.name))
+        longer = None if doubled is None else doubled.shape
+        if longer is None or len(longer) != len(shape):
+            return (0,)
+        return tuple(dim for dim, (n, m) in enumerate(zip(shape, longer, strict=True)) if m > n)
+
     def _mixes(self, call: Call) -> str:
         """Why an op must not run on phases that are laid in the batch, for all that its numbers tell; "" if it may."""
         images = (self.known[self.image].shape or (1,))[self.order[0]]
@@ -202,17 +260,65 @@ class _Reader:
 
     def _measured(self, call: Call, value: ir.Value, mixes: str) -> Other:
         """What an op without a rule makes: where its dimensions follow the image's, and how large they are."""
-        wide = tuple(max(sizes) for sizes in zip(*(self.places[name].sizes for name in call.maps), strict=True))
-        layout, _, sizes = self._found(value, wide)
+        wide = self._wide(call)
+        layout, _, sizes = self._found(call, value, wide)
         scales = tuple(Fraction(n, max(m, 1)) for n, m in zip(sizes, wide, strict=True))
-        mirrors = mirrored(call) if layout is Layout.MAP else ()
-        return Other(scales, layout, fault=mixes if self._follows_batch(value) else _NO_BATCH, mirrors=mirrors)
+        return Other(
+            scales, layout, fault=mixes if self._follows_batch(value) or mixes == ACROSS_IMAGES.fault else _NO_BATCH
+        )
 
-    def _found(self, value: ir.Value, wide: tuple[int, ...]) -> tuple[Layout, tuple[int, ...], tuple[int, ...]]:
+    def _operands(self, call: Call) -> tuple[str, ...]:
+        """The maps that a node reads, and those whose size something has that it reads: zeros to write into, say."""
+        made = (name for name in _inputs(call.node) if name in self.sized and len(call.shape(name)) == 2 + call.spatial)
+        like = (self.sized[name] for name in made if self.places[self.sized[name]].layout is Layout.MAP)
+        return tuple(dict.fromkeys((*call.maps, *like)))
+
+    def _wide(self, call: Call) -> tuple[int, ...]:
+        """The largest size of each axis among them."""
+        return tuple(map(max, zip(*(self.places[name].sizes for name in self._operands(call)), strict=True)))
+
+    def _moves(self, call: Call, value: ir.Value, op: Other) -> None:
+        """Describe the chain of nodes that ends in a map by what it does, where it only moves samples, or pools."""
+        chain, name = moves.chain(call.node, self.places), str(value.name)
+        if chain is None:
+            return
+        site, pooling = self.sites[name], row_pool(call)
+        frozen = self.values.images is not None
+        trials = moves.trials(self.model, chain.source, name, self.places, self.at, self.plain, frozen=frozen)
+        if any(0 < scale < 1 for scale in op.scales):
+            whole = pooling or chains.patches(trials, fixed=self.frozen)
+            if whole is not None:
+                self.sites[name] = replace(site, op=whole, inputs=(chain.source,), linear=linear(call, whole))
+                self._leave_out(chain.between, value)
+        elif any(turned := chains.mirrored(trials)):
+            self.sites[name] = replace(site, op=replace(op, mirrors=turned))
+
+    def _leave_out(self, between: Sequence[str], last: ir.Value) -> None:
+        """Forget the values of a chain that nobody reads but the chain, which is one op now."""
+        chain = {id(last.producer())}
+
+        def within(value: ir.Value) -> bool:
+            """Whether all that reads a value is the chain, or tells the chain of shapes alone."""
+            if value.is_graph_output():
+                return False
+            told = [node for node in value.consumers() if id(node) not in chain]
+            return all(str(one.name) not in self.places and within(one) for node in told for one in node.outputs)
+
+        for name in [one for one in reversed(self.sites) if one in between]:
+            value = self.made[name]
+            if within(value):
+                chain.add(id(value.producer()))
+                del self.sites[name], self.places[name]
+                for shape in (node for node in value.consumers() if id(node) not in chain):
+                    del self.sites[str(shape.outputs[0].name)]
+
+    def _found(
+        self, call: Call, value: ir.Value, wide: tuple[int, ...]
+    ) -> tuple[Layout, tuple[int, ...], tuple[int, ...]]:
         """Layout, order and sizes (0 for a statistic) of an unknown op's result."""
         shape, count = self._shape(value) or (), len(wide)
         plain = tuple(range(2 + count))
-        if not self._follows_batch(value):
+        if not self._follows_batch(value) or _strings_rows(call) or self._stays_mixed(call):
             return Layout.MIXED, (), wide
         grown = [known.shape for one in self.grown if (known := one.get(str(value.name))) is not None]
         if len(grown) < count or None in grown:
@@ -227,11 +333,19 @@ class _Reader:
         if not any(moving):
             sizes = tuple(n if n > 1 else 0 for n in shape[2:])
             return (Layout.MAP, plain, (0,) * count) if not any(sizes) else (Layout.MIXED, (), wide)
-        spatial = [dims[0] if dims else None for dims in moving]
-        order = (0, *_channel(shape, spatial), *(dim if dim is not None else -1 for dim in spatial))
-        if sorted(order) != list(plain):
+        like = call.source.order if len(call.source.order) == len(shape) else plain
+        spatial = [dims[0] if dims else like[2 + axis] for axis, dims in enumerate(moving)]
+        order = (0, *(dim for dim in range(1, len(shape)) if dim not in spatial), *spatial)
+        if sorted(order) != list(plain) or any(
+            shape[dim] != 1 for dim, dims in zip(spatial, moving, strict=True) if not dims
+        ):
             return Layout.MIXED, (), wide
-        return Layout.MAP, order, tuple(shape[dim] for dim in order[2:])
+        return Layout.MAP, order, tuple(shape[dim] if dims else 0 for dim, dims in zip(spatial, moving, strict=True))
+
+    def _stays_mixed(self, call: Call) -> bool:
+        """Whether an op leaves a tensor that is no map as large as it is."""
+        mixed = [name for name in call.maps if self.places[name].layout is Layout.MIXED]
+        return call.node.op_type != "Transpose" and any(call.shape(name) == call.result for name in mixed)
 
     def _result(self, call: Call, value: ir.Value, op: Op) -> Place:
         """What the result of a node is."""
@@ -239,9 +353,11 @@ class _Reader:
         if isinstance(op, Unsupported):
             return Place(Layout.MIXED, (), before.sizes)
         if isinstance(op, Other):
-            wide = tuple(max(sizes) for sizes in zip(*(self.places[name].sizes for name in call.maps), strict=True))
-            layout, order, sizes = self._found(value, wide)
-            return Place(layout, order, tuple(max(n, 1) if layout is not Layout.MIXED else n for n in sizes))
+            wide = self._wide(call)
+            layout, order, sizes = self._found(call, value, wide)
+            if layout is Layout.MIXED:
+                return Place(layout, order, sizes, images=self._images(value))
+            return Place(layout, order, tuple(max(n, 1) for n in sizes))
         count = len(before.sizes)
         if isinstance(op, Flatten):
             flat = (before.order, before.sizes) if prod(before.sizes) > 1 else ()
@@ -325,9 +441,11 @@ def _scaled(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
     return tuple(2 * size if axis == dim else size for axis, size in enumerate(shape))
 
 
-def _channel(shape: Sequence[int], spatial: Sequence[int | None]) -> list[int]:
-    """The one dimension that is neither the batch's nor along the map."""
-    return [dim for dim in range(1, len(shape)) if dim not in spatial]
+def _strings_rows(call: Call) -> bool:
+    """Whether a Reshape of a map [B, C, *spatial] changes sizes: it cuts channels, or lays them one behind another."""
+    shape, result = call.shape(call.maps[0]), call.result
+    changed = len(shape) == len(result) and shape[2:] != result[2:]
+    return call.node.op_type == "Reshape" and call.source.plain and changed
 
 
 def _inputs(node: ir.Node) -> list[str]:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from densify.graphs.onnx.values import Known
 from densify.maps import Layout
-from densify.ops import Op
+from densify.ops import Op, Other
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,14 @@ class Place:
         order: of a map, its dimensions in the order [B, C, *spatial]: (0, 3, 1, 2) where channels come last.
         sizes: of its spatial axes in the original; 1 where it is a statistic.
         flat: of a vector that is a flattened map of more than one sample, the order and the sizes of that map.
+        images: of what is neither, the dimensions along which more images make it longer.
     """
 
     layout: Layout
     order: tuple[int, ...]
     sizes: tuple[int, ...]
     flat: tuple[tuple[int, ...], ...] = ()
+    images: tuple[int, ...] = (0,)
 
     @property
     def entries(self) -> tuple[Layout, tuple[int, ...], tuple[tuple[int, ...], ...]]:
@@ -120,6 +122,9 @@ class Call:
             named = list(self.integers("axes", ())) or None
         return None if named is None else [axis % self.rank for axis in named]
 
+
+ACROSS_IMAGES = Other((), Layout.MIXED, fault="it works across the images of a batch")
+"""What a reader answers where it sees that an operator mixes images: then none may be phases."""
 
 Reader = Callable[[Call], Op | None]
 _READERS: dict[str, Reader] = {}

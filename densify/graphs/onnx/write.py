@@ -217,7 +217,7 @@ class Writer:
         name, index = self.name(value), [id(one) for one in node.inputs].index(id(value))
         known = self.reading.known.get(name)
         numbers = None if known is None else known.numbers
-        if prod(est) > 1 and name in self.reading.per_image:
+        if prod(est) > 1 and name in self.reading.per_image and reader_of(node) is elementwise:
             return layers.repeat_images(self.tape, self.values.get(name, value), prod(est))
         if prod(est) == 1 or name in self.reading.counted or not writes_images(node, index, numbers, self.batch):
             return self.number(value, est)
@@ -369,15 +369,17 @@ def shape_of(
         sizes: list[Size] = [x.size(0) // made * fragments, x.channels() * window]
     else:
         whole = tape.op("Shape", [x.value])
-        apart = [made, 1, *est]
-        divisors = [apart[place.order.index(dim)] for dim in range(x.rank)] if place.layout is Layout.MAP else []
+        apart, images = [made, 1, *est], place.images
+        divisors = [made if dim in images else 1 for dim in range(x.rank)]
+        if place.layout is Layout.MAP:
+            divisors, images = [apart[place.order.index(dim)] for dim in range(x.rank)], place.order[:1]
         if set(divisors) - {1}:
             more = np.array(divisors, np.int64) - 1
             if writer.plan.padding != "full" and more.any():
                 whole = tape.op("Add", [whole, tape.constant(more)])
             whole = tape.op("Div", [whole, tape.constant(np.array(divisors, np.int64))])
         if fragments > 1:
-            times = [fragments if dim == 0 else 1 for dim in range(x.rank)]
+            times = [fragments if dim in images else 1 for dim in range(x.rank)]
             whole = tape.op("Mul", [whole, tape.constant(np.array(times, np.int64))])
         if node.op_type == "Size":
             return tape.op("ReduceProd", [whole], {"keepdims": 0})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from densify.graphs.onnx.registry import Call, reads
+from densify.graphs.onnx.registry import ACROSS_IMAGES, Call, reads
 from densify.maps import Layout
 from densify.ops import AdaptivePool, Channelwise, GlobalPool, Linear, Op, Pointwise, Unsupported
 
@@ -30,7 +30,7 @@ def reduction(call: Call) -> Op | None:
     reduced = set(axes or range(call.rank))
     order, keeps = call.source.order, bool(call.node.attributes.get_int("keepdims", 1))
     if order[0] in reduced:
-        return Unsupported("it works across the images of a batch", "Name the other axes")
+        return ACROSS_IMAGES
     if call.source.layout is not Layout.MAP:
         return None
     if reduced == set(order[2:]):
@@ -42,7 +42,7 @@ def reduction(call: Call) -> Op | None:
 def normalization(call: Call) -> Op | None:
     """Its axes are those of the batch and of space, unless it is told others."""
     if call.source.order and call.source.order[0] in call.integers("axes", (0, 2, 3)):
-        return Unsupported("it works across the images of a batch", "Name the other axes")
+        return ACROSS_IMAGES
     return None
 
 

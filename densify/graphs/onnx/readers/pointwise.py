@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from densify.graphs.onnx.registry import Call, reads
+from densify.graphs.onnx.registry import ACROSS_IMAGES, Call, reads
 from densify.maps import Layout
 from densify.ops import Chain, Channelwise, Join, Op, Pointwise, Unsupported
 
@@ -73,14 +73,11 @@ def along_axis(call: Call) -> Op | None:
     joins = call.version < 13 and not arg
     axis = node.attributes.get_int("axis", 0 if arg else 1 if call.version < 13 else -1) % call.rank
     if axis == call.source.order[0]:
-        return _ACROSS_IMAGES
+        return ACROSS_IMAGES
     if arg and not node.attributes.get_int("keepdims", 1):
         return None
     alone = axis == call.rank - 1 or not joins
     return Channelwise() if axis == call.source.order[1] and alone else None
-
-
-_ACROSS_IMAGES = Unsupported("it works across the images of a batch", "Name another axis")
 
 
 @reads("LayerNormalization RMSNormalization LpNormalization")
@@ -94,7 +91,7 @@ def normalization(call: Call) -> Op | None:
 def concat(call: Call) -> Op | None:
     axis = call.node.attributes.get_int("axis", 1) % call.rank
     if axis == call.source.order[0]:
-        return Unsupported("it adds images to the batch", "Leave it out")
+        return None
     if len({call.places[name].entries for name in call.maps}) > 1 or call.constants():
         return None
     if call.source.flat and call.source.flat[0][1] != 1:

@@ -41,14 +41,12 @@ def shape_of(call: Call) -> Op | None:
 @reads("Slice")
 def slice_(call: Call) -> Op | None:
     """Some of the channels, or a part of the map; a step is a stride."""
-    bounds = slice_bounds(call)
+    bounds = _bounds(call)
     if bounds is None:
         return Unsupported("what it cuts out is computed from the image", "Give it constant bounds")
     order, shape = call.source.order, call.shape(call.maps[0])
     cut = {dim for dim, (start, stop, step) in bounds.items() if (start, stop, step) != (0, shape[dim], 1)}
-    if order[0] in cut:
-        return Unsupported("it takes some of the images of a batch", "Leave it out")
-    if call.source.layout is not Layout.MAP or any(step < 1 for _, _, step in bounds.values()):
+    if order[0] in cut or call.source.layout is not Layout.MAP or any(step < 1 for _, _, step in bounds.values()):
         return None
     if bounds.keys() <= {order[1]}:
         return Channelwise()
@@ -62,15 +60,7 @@ def slice_(call: Call) -> Op | None:
     return MaxPool(tuple(Window(1, step, low=-start) for start, _, step in sides)) if whole else None
 
 
-def mirrored(call: Call) -> tuple[bool, ...]:
-    """Per spatial axis whether a Slice turns a map around; () for other operators."""
-    bounds = slice_bounds(call) if call.node.op_type == "Slice" and call.source.layout is Layout.MAP else None
-    if bounds is None:
-        return ()
-    return tuple(bounds.get(dim, (0, 0, 1))[2] < 0 for dim in call.source.order[2:])
-
-
-def slice_bounds(call: Call) -> dict[int, tuple[int, int, int]] | None:
+def _bounds(call: Call) -> dict[int, tuple[int, int, int]] | None:
     """Per dimension that a Slice names: start, stop and step at the reference size; None where they are not known."""
     given: list[Sequence[int] | None]
     if call.version >= 10:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from densify.graphs.onnx.registry import Call, reads
+from densify.graphs.onnx.registry import Call, Place, reads
 from densify.lattice import Window
-from densify.ops import AvgPool, Channelwise, Conv, MaxPool, Op, Pad, Patches, PowerPool, Unsupported
+from densify.maps import Layout
+from densify.ops import AvgPool, Channelwise, Conv, MaxPool, Op, Pad, Patches, PowerPool, Unsupported, Windowed
 
 _SAME = {"SAME_UPPER": "upper", "SAME_LOWER": "lower"}
 
@@ -61,6 +63,28 @@ def pool(call: Call) -> Op | None:
     return PowerPool(found, norm=float(node.attributes.get_int("p", 2)))
 
 
+def row_pool(call: Call) -> Op | None:
+    """A pooling of one axis that is written as one of a single row: Unsqueeze, the pooling, and this Squeeze."""
+    pooling = call.node.inputs[0].producer() if call.node.op_type == "Squeeze" and call.node.inputs[0] else None
+    if pooling is None or pooling.op_type not in ("MaxPool", "AveragePool", "LpPool") or not pooling.inputs[0]:
+        return None
+    row = str(pooling.inputs[0].name)
+    lift = pooling.inputs[0].producer()
+    if lift is None or lift.op_type != "Unsqueeze" or not lift.inputs[0] or str(lift.inputs[0].name) not in call.places:
+        return None
+    added, taken = replace(call, node=lift, maps=(row,)).axes(input_since=13), call.axes(input_since=13)
+    if not call.places[str(lift.inputs[0].name)].plain or added != taken or added is None or min(added) < 2:
+        return None
+    shape = call.shape(row)
+    place = Place(Layout.MAP, tuple(range(len(shape))), shape[2:])
+    op = pool(replace(call, node=pooling, maps=(row,), places={row: place}))
+    if not isinstance(op, Windowed):
+        return None
+    others = [window for axis, window in enumerate(op.windows) if 2 + axis in added]
+    kept = tuple(window for axis, window in enumerate(op.windows) if 2 + axis not in added)
+    return replace(op, windows=kept) if all(one == Window(1, 1) for one in others) else None
+
+
 @reads("SpaceToDepth")
 def space_to_depth(call: Call) -> Op | None:
     """Its channels are counted [*block, C]."""
@@ -91,7 +115,7 @@ def pad(call: Call) -> Op | None:
     order = call.source.order
     mode = _MODES[call.node.attributes.get_string("mode", "constant")]
     if any(low[dim] or high[dim] for dim in order[:1]):
-        return Unsupported("it adds images to the batch", "Leave it out")
+        return None
     sides = tuple((low[dim], high[dim]) for dim in order[2:])
     if low[order[1]] or high[order[1]]:
         if not any(map(any, sides)):

@@ -1,0 +1,102 @@
+"""Chains of views, permutations and slices in a graph, run by themselves: see :mod:`densify.moves`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
+from typing import NamedTuple
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from densify import moves as chains
+from densify.graphs.onnx.part import part, run
+from densify.graphs.onnx.registry import Place
+from densify.graphs.onnx.values import Known
+from densify.maps import Layout
+
+_EXACT = {ir.DataType.FLOAT: 2**24, ir.DataType.DOUBLE: 2**53}  # integers up to which each type holds all
+
+
+class Chain(NamedTuple):
+    """A chain of nodes from one map to another.
+
+    Attributes:
+        source: the name of the map that it reads.
+        between: names of the values between the two maps.
+    """
+
+    source: str
+    between: tuple[str, ...]
+
+
+def chain(node: ir.Node, places: Mapping[str, Place]) -> Chain | None:
+    """The one map that a node's result follows from, and what lies between."""
+    maps, between, stack = set[str](), list[str](), [node]
+    while stack:
+        for value in stack.pop().inputs:
+            if value is None or (name := str(value.name)) not in places or name in between:
+                continue
+            if places[name].layout is Layout.MAP:
+                maps.add(name)
+            elif (producer := value.producer()) is not None:
+                between.append(name)
+                stack.append(producer)
+    return Chain(maps.pop(), tuple(between)) if len(maps) == 1 else None
+
+
+def trials(
+    model: ir.Model,
+    source: str,
+    result: str,
+    places: Mapping[str, Place],
+    known_at: Callable[[Sequence[int]], Mapping[str, Known]],
+    image: Sequence[int],
+    *,
+    frozen: bool,
+) -> Iterator[chains.Trial | None]:
+    """What a chain does, at the reference size and at others that it takes.
+
+    Args:
+        source, result: names of the two maps.
+        places: what they are.
+        known_at: what is known of every value where the image has such a shape, [B, C, *spatial].
+        image: its shape at the reference size.
+        frozen: whether the graph is made for that many images alone.
+    """
+    order = places[source].order
+    steps = [round(n / max(m, 1)) for n, m in zip(image[2:], _plain(known_at(image)[source], order)[2:], strict=True)]
+    for shape in (image, *chains.shapes(image, max(steps))):
+        known = known_at(shape)
+        fits = shape[0] == image[0] or not frozen
+        if not fits or source not in known or result not in known or known[source].shape is None:
+            continue
+        plain = _plain(known[source], order)
+        if prod(plain) >= _EXACT.get(known[source].dtype, 0):
+            yield None
+            return
+        yield chains.trial(plain, _runs(model, source, result, places, known))
+
+
+def _plain(known: Known, order: Sequence[int]) -> list[int]:
+    """The shape of a map, [B, C, *spatial]."""
+    assert known.shape is not None
+    return [known.shape[dim] for dim in order]
+
+
+def _runs(
+    model: ir.Model, source: str, result: str, places: Mapping[str, Place], known: Mapping[str, Known]
+) -> Callable[[Tensor], Tensor | None]:
+    """The chain on maps of one size, [B, C, *spatial]."""
+    proto = part(model, [result], [source], known)
+    before, after, dtype = places[source].order, places[result].order, known[source].dtype.numpy()
+
+    def runs(x: Tensor) -> Tensor | None:
+        own = x.permute([before.index(dim) for dim in range(x.dim())]).contiguous().numpy().astype(dtype)
+        made = run(proto, {source: own})
+        if made is None or made[0][0].dtype != dtype or made[0][0].ndim != len(after):
+            return None
+        return torch.from_numpy(made[0][0]).double().permute(*after)
+
+    return runs

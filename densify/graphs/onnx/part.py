@@ -1,0 +1,77 @@
+"""A part of an ONNX graph as a graph of its own, and what it makes of given tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from densify.graphs.onnx.values import Known
+
+_MADE = "densify.made"
+
+
+def constant(name: str, tensor: ir.TensorProtocol) -> onnx.TensorProto:
+    """A weight within the graph."""
+    return onnx.numpy_helper.from_array(tensor.numpy(), name)
+
+
+def run(proto: onnx.ModelProto, *feeds: Mapping[str, np.ndarray]) -> list[list[Any]] | None:
+    """What a graph makes of each of several sets of tensors; None where it cannot run."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return [session.run(None, dict(one)) for one in feeds]
+    except Exception:  # what a part is tried on may be what it does not take; the runtime has exceptions of its own
+        return None
+
+
+def part(
+    model: ir.Model,
+    names: Sequence[str],
+    given: Collection[str],
+    known: Mapping[str, Known],
+    weight: Callable[[str, ir.TensorProtocol], onnx.TensorProto] = constant,
+) -> onnx.ModelProto:
+    """The nodes that some values are made by, from the given ones, weights and what follows from sizes.
+
+    Args:
+        names: of the values, its outputs; of a weight it makes a copy.
+        given: names of its inputs.
+        known: what is known of every value at the size at which it runs.
+        weight: how an initializer is written.
+    """
+    producers = {str(value.name): node for node in model.graph for value in node.outputs}
+    nodes: dict[int, ir.Node] = {}
+    constants: dict[str, onnx.TensorProto] = {}
+    stack = list(names)
+    while stack:
+        one = stack.pop()
+        if one in given or one in constants:
+            continue
+        value, other = model.graph.initializers.get(one), known.get(one)
+        if value is not None and value.const_value is not None:
+            constants[one] = weight(one, value.const_value)
+        elif other is not None and other.numbers is not None:
+            constants[one] = onnx.numpy_helper.from_array(np.asarray(other.numbers), one)
+        elif id(producers[one]) not in nodes:
+            nodes[id(producers[one])] = producers[one]
+            stack += [str(read.name) for read in producers[one].inputs if read is not None]
+    order = [ir.to_proto(node) for node in model.graph if id(node) in nodes]
+    copies = {one: f"{_MADE}.{one}" for one in names if one in constants or one in given}
+    order += [onnx.helper.make_node("Identity", [one], [made]) for one, made in copies.items()]
+    value_of = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        order,
+        "part",
+        [value_of(one, known[one].dtype.value, None) for one in given],
+        [value_of(copies.get(one, one), known[one].dtype.value, None) for one in names],
+        list(constants.values()),
+    )
+    opset = onnx.helper.make_opsetid("", model.opset_imports[""])
+    return onnx.helper.make_model(graph, opset_imports=[opset], ir_version=model.ir_version)
