@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from runtimes import agree
 from densify.comparison import Report
 from densify.errors import UsageError
 from densify.graphs.onnx import layers
-from densify.onnx.conversion import DenseOnnx, convert_onnx
+from densify.onnx.conversion import DenseOnnx, build_for, convert_onnx
 from densify.onnx.model import OnnxModel
 from densify.onnx.verification import verify_onnx_laws
 from densify.samples import Sample
+from densify.targets import find
 
 POOL = {"kernel_shape": [2, 2], "strides": [2, 2]}
 FRONT: list[Node] = [
@@ -93,7 +95,7 @@ def made(of: OnnxModel, how: str, form: str = "dilated") -> DenseOnnx:
     return convert_onnx(of, (2, 16, 20), output_stride=1, merge=how, form=form)
 
 
-NOT_COMPILED = ("twice", "average", "fragments")  # by OpenVINO, unless its sizes are fixed (docs/targets.md)
+NOT_COMPILED = ("twice", "average", "fragments")  # by OpenVINO, unless its size is fixed (docs/targets.md)
 PLACED = "to the size of another"  # whose shifts have no average on its samples
 PAIRS = [(name, how) for name in TAILS for how in ("average", "resample") if (name, how) != (PLACED, "average")]
 
@@ -107,6 +109,10 @@ def test_brute_force(name: str, how: str, form: str) -> None:
     if (name, how, form) == NOT_COMPILED:
         with pytest.raises(RuntimeError, match="Argument shapes are inconsistent"):
             agree(dense.graph, [x.numpy() for x in images()])
+        for shape in (x.shape for x in images()):
+            of_one_size = replace(dense.options, shape=tuple(shape))
+            fixed = build_for(dense.source, of_one_size, dense.origin, find("openvino"), static=True)
+            assert "openvino" in agree(fixed.graph, [integers(*shape, seed=7)])
         return
     runtimes = agree(dense.graph, [x.numpy() for x in images()])
     assert "openvino" in runtimes

@@ -256,6 +256,8 @@ def lowered(program: ExportedProgram) -> ExportedProgram:
     wrong = {node.target for node in program.graph.nodes if node.op == "call_function" and _is_wrong(node)}
     if not wrong:
         return program
-    table: dict[Any, Callable[..., Any]] = {op: _EXACT[op] for op in wrong}
+    table = {op: _EXACT[op] for op in wrong}
+    if wrong & _SPLITS.keys():
+        table |= _SPLITS  # torch takes one for the other on the way
     exact: ExportedProgram = program.run_decompositions(table)
     return exact

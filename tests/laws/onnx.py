@@ -80,16 +80,16 @@ def as_converted(source: OnnxModel, dense: Dense) -> tuple[Reading, Plan]:
     """
     reading = read(source.graph, source.shape_at(dense.options.shape[1:]))
     mine, theirs = _strides(dense.plan.network), _strides(survey(reading.network).network)
-    whole = {one for one in mine if one not in dense.plan.chosen and _alone(dense.plan.network, *one)}
-    for left_out in (
-        set[tuple[str, int]](),
-        whole,
-    ):  # a window that takes a whole axis may be exported as a statistic of it
-        pairs = list(zip([one for one in mine if one not in left_out], theirs, strict=False))
-        if len(pairs) == len(mine) - len(left_out) == len(theirs) and all(mine[a] == theirs[b] for a, b in pairs):
-            names = dict(pairs)
-            chosen = frozenset(names[one] for one in dense.plan.chosen if one in names)
-            return reading, walk(reading.network, chosen, merge=dense.plan.merge)
+    for alone in (False, True):  # what takes a whole axis may be a statistic of it here and a window there
+        one = [key for key in mine if not alone or key in dense.plan.chosen or not _alone(dense.plan.network, *key)]
+        other = [key for key in theirs if not alone or not _alone(reading.network, *key)]
+        if [mine[key] for key in one] == [theirs[key] for key in other]:
+            names = dict(zip(one, other, strict=True))
+            chosen = frozenset(names[key] for key in dense.plan.chosen if key in names)
+            plan = walk(
+                reading.network, chosen, merge=dense.plan.merge, head=dense.plan.head, padding=dense.plan.padding
+            )
+            return reading, plan
     raise ValueError(f"{list(mine.values())} became {list(theirs.values())}")
 
 

@@ -127,7 +127,7 @@ class _Reader:
             op = Unsupported("control flow decides what becomes of the image", "Export the model without it")
         elif node.op_type in ("Shape", "Size"):
             op = self.read(call)
-            self.sites[str(node.outputs[0].name)] = self._site(call, node.outputs[0], op, Layout.VECTOR)
+            self.sites[str(node.outputs[0].name)] = self._site(call, node.outputs[0], op, Layout.VECTOR, maps)
             self.sized[str(node.outputs[0].name)] = maps[0]
             return
         elif any(self._shape(value) is None for value in used):
@@ -253,6 +253,10 @@ class _Reader:
             return (0,)
         return tuple(dim for dim, (n, m) in enumerate(zip(shape, longer, strict=True)) if m > n)
 
+    def _one_per_image(self, value: ir.Value) -> bool:
+        """Whether the first dimension is as long as there are images."""
+        return (self._shape(value) or (0,))[0] == self.plain[0]
+
     def _mixes(self, call: Call) -> str:
         """Why an op must not run on phases that are laid in the batch, for all that its numbers tell; "" if it may."""
         images = (self.known[self.image].shape or (1,))[self.order[0]]
@@ -263,15 +267,18 @@ class _Reader:
         wide = self._wide(call)
         layout, _, sizes = self._found(call, value, wide)
         scales = tuple(Fraction(n, max(m, 1)) for n, m in zip(sizes, wide, strict=True))
-        return Other(
-            scales, layout, fault=mixes if self._follows_batch(value) or mixes == ACROSS_IMAGES.fault else _NO_BATCH
-        )
+        known = self._follows_batch(value) or mixes == ACROSS_IMAGES.fault
+        several = mixes == apart.MIXES and not self._one_per_image(value)  # of each image, maybe not one behind another
+        return Other(scales, layout, fault=mixes if known and not several else _NO_BATCH)
 
     def _operands(self, call: Call) -> tuple[str, ...]:
-        """The maps that a node reads, and those whose size something has that it reads: zeros to write into, say."""
-        made = (name for name in _inputs(call.node) if name in self.sized and len(call.shape(name)) == 2 + call.spatial)
-        like = (self.sized[name] for name in made if self.places[self.sized[name]].layout is Layout.MAP)
-        return tuple(dict.fromkeys((*call.maps, *like)))
+        """The maps that a node reads, and those that something is as large as that it reads: zeros to write into."""
+        found = list(call.maps)
+        for name in _inputs(call.node):
+            source = self.sized.get(name, "")
+            if source in self.places and self.places[source].layout is Layout.MAP and len(call.shape(name)) > 2:
+                found += [source] if sorted(call.shape(name)) == sorted(call.shape(source)) else []
+        return tuple(dict.fromkeys(found))
 
     def _wide(self, call: Call) -> tuple[int, ...]:
         """The largest size of each axis among them."""
@@ -318,7 +325,8 @@ class _Reader:
         """Layout, order and sizes (0 for a statistic) of an unknown op's result."""
         shape, count = self._shape(value) or (), len(wide)
         plain = tuple(range(2 + count))
-        if not self._follows_batch(value) or _strings_rows(call) or self._stays_mixed(call):
+        single = self._follows_batch(value) and self._one_per_image(value)
+        if not single or _strings_rows(call) or self._stays_mixed(call):
             return Layout.MIXED, (), wide
         grown = [known.shape for one in self.grown if (known := one.get(str(value.name))) is not None]
         if len(grown) < count or None in grown:
@@ -381,13 +389,12 @@ class _Reader:
             self.sites[name] = Site(name, name, "input", None, (), standard, layout=place.layout)
         else:
             assert op is not None
-            self.sites[name] = self._site(call, value, op, place.layout)
+            self.sites[name] = self._site(call, value, op, place.layout, maps)
 
-    def _site(self, call: Call, value: ir.Value, op: Op, layout: Layout) -> Site:
+    def _site(self, call: Call, value: ir.Value, op: Op, layout: Layout, inputs: tuple[str, ...]) -> Site:
         place, shape = self.places.get(str(value.name)), self._shape(value)
         if place is not None and place.layout is Layout.MAP and shape is not None:
             shape = tuple(shape[dim] for dim in place.order)
-        inputs = call.maps
         if isinstance(op, Interpolation) and not op.factors:
             inputs += self._like(call)
         return Site(
