@@ -52,7 +52,7 @@ def trial(shape: Sequence[int], run: Callable[[Tensor], Tensor | None]) -> Trial
         run: the chain on a map in float64; None where it does not run.
     """
     indices = torch.arange(1.0, 1 + prod(shape), dtype=torch.float64).view(*shape)
-    signed = torch.randint(-(2**20), 2**20, tuple(shape), generator=torch.Generator().manual_seed(0)).double()
+    signed = torch.randint(-(2**20), 2**20, tuple(shape), generator=torch.Generator().manual_seed(0)).double() / 2**10
     made, checked = run(indices), run(signed)
     if made is None or checked is None or not torch.equal(made, made.round().clamp(0, indices.numel())):
         return None
@@ -62,11 +62,11 @@ def trial(shape: Sequence[int], run: Callable[[Tensor], Tensor | None]) -> Trial
     return Trial(tuple(shape), taken)
 
 
-def patches(trials: Iterable[Trial | None], *, fixed: bool = False) -> Patches | None:
+def patches(trials: Iterable[Trial | None], *, fixed: Sequence[bool] = ()) -> Patches | None:
     """The windows whose samples a chain lays side by side in the channels, where it did nothing else at any size.
 
     Args:
-        fixed: the chain takes no map of another size, so that one trial is all there is.
+        fixed: per spatial axis whether the chain takes maps of one length alone; () for none.
     """
     found: list[Trial] = []
     for one in trials:
@@ -95,13 +95,14 @@ def mirrored(trials: Iterable[Trial | None]) -> tuple[bool, ...]:
     return turned
 
 
-def _patches(trials: Sequence[Trial], fixed: bool) -> Patches | None:
+def _patches(trials: Sequence[Trial], fixed: Sequence[bool]) -> Patches | None:
     """The windows that explain the first trial, with padding that explains the sizes of all."""
     shape, taken = trials[0]
     spatial = range(2, len(shape))
     if taken.dim() != len(shape):
         return None
-    if not fixed and any(len({trial.shape[axis] for trial in trials}) < 2 for axis in spatial):
+    tried = [len({trial.shape[axis] for trial in trials}) > 1 for axis in spatial]
+    if not all(several or one for several, one in zip(tried, fixed or [False] * len(tried), strict=True)):
         return None
     inside = (taken >= 0).movedim(1, 0).flatten(1)
     if not inside.any(1).all():

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from cli import densify
 from laws.onnx import Node, graph, integers
 from onnx import TensorProto, helper
 
 from densify.checkpoint import load
 from densify.errors import CheckpointError, ConversionError, DensifyError, RefusedError, UsageError
-from densify.front import save
+from densify.front import save, verify
 from densify.onnx.conversion import convert_onnx, survey_onnx
 from densify.onnx.file import save_onnx
 from densify.onnx.model import OnnxModel
@@ -233,7 +234,7 @@ def test_damaged_files_are_read_or_refused(first: int, tmp_path: Path) -> None:
 
 
 def test_a_graph_that_begins_with_a_reshape_is_read() -> None:
-    """Space to depth by views, of which no map is made that has rules: there is no stride to remove."""
+    """Space to depth by views, their sizes written out: strides behind it can be removed, and its own."""
     nodes: list[Node] = [
         ("Reshape", ["input", "apart"], ["a"], {}), ("Transpose", ["a"], ["b"], {"perm": [0, 1, 3, 5, 2, 4]}),
         ("Reshape", ["b", "whole"], ["c"], {}), ("Conv", ["c", "k"], ["d"], {"strides": [2, 2]}),
@@ -245,8 +246,10 @@ def test_a_graph_that_begins_with_a_reshape_is_read() -> None:
     }  # fmt: skip
     source = graph(nodes, weights, ("N", 3, 24, 20))
     assert survey_onnx(source).network.outputs
-    with pytest.raises(UsageError, match="leaves nothing to convert"):
-        convert_onnx(source, start="d")
+    for start, step in (("d", 2), ("c", 4)):
+        dense = convert_onnx(source, start=start)
+        assert dense.lattices["output"] == ((step, 0), (step, 0))
+        assert verify(source, dense, [torch.from_numpy(integers(2, 3, 24, 20))])
 
 
 def test_nodes_of_one_name_are_refused(tmp_path: Path) -> None:

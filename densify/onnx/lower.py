@@ -193,8 +193,8 @@ def _split(x: Tensor, sizes: Sequence[int], dim: int = 0) -> Any:
     return [x.narrow(dim, start, size) for start, size in zip(starts, sizes, strict=True)]
 
 
-def _pieces(size: Any, x: Tensor, dim: int) -> Any:
-    """Splitting into pieces of one size, of which the last may be shorter: the op itself where sizes are numbers."""
+def _pieces(x: Tensor, size: Any, dim: int = 0) -> Any:
+    """Splitting into pieces of one size, of which the last may be shorter; chunks come here, too."""
     whole: Any = x.shape[dim]
     if isinstance(whole, int) and isinstance(size, int):
         return NotImplemented
@@ -202,19 +202,24 @@ def _pieces(size: Any, x: Tensor, dim: int) -> Any:
     return _split(x, [*[size] * (count - 1), whole - (count - 1) * size], dim)
 
 
-def _split_evenly(x: Tensor, size: int, dim: int = 0) -> Any:
-    return _pieces(size, x, dim)
-
-
-def _chunk(x: Tensor, chunks: int, dim: int = 0) -> Any:
-    return _pieces((x.shape[dim] + chunks - 1) // chunks, x, dim)
+def _follows_size(node: torch.fx.Node) -> bool:
+    """Whether the number of pieces that a split makes is another at another size; torch's guards hold near one."""
+    arguments: Any = (*node.args, *node.kwargs.values(), 0)
+    x, given, dim = arguments[:3]
+    whole, size = x.meta["val"].shape[dim], given.meta["val"] if isinstance(given, torch.fx.Node) else given
+    if isinstance(whole, int):
+        return False
+    if node.target is _ATEN.chunk.default:
+        return size > 2 and bool(whole.node.expr % size != 0)
+    pieces = whole.node.expr / (size.node.expr if isinstance(size, torch.SymInt) else size)
+    return not bool(pieces.is_Integer)
 
 
 _SPLITS: dict[Any, Callable[..., Any]] = {
     _ATEN.unbind.int: _unbound,
     _ATEN.split_with_sizes.default: _split,
-    _ATEN.split.Tensor: _split_evenly,
-    _ATEN.chunk.default: _chunk,
+    _ATEN.split.Tensor: _pieces,
+    _ATEN.chunk.default: lambda x, chunks, dim=0: _pieces(x, (x.shape[dim] + chunks - 1) // chunks, dim),
 }
 _EXACT: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(_ADAPTIVE, _adaptive),
@@ -239,13 +244,19 @@ def lowered(program: ExportedProgram) -> ExportedProgram:
 
     Raises:
         ConversionError: adaptive max pooling to more than one sample, which the exporter freezes at the example's size,
-            or antialiased interpolation by a broken factor, which it writes by the sizes.
+            or antialiased interpolation by a broken factor, which it writes by the sizes; splits into pieces whose
+            number follows the size.
     """
     for node in program.graph.nodes:
         if node.target in _ADAPTIVE_MAX and any(bins != 1 for bins in cast(Sequence[int], node.args[1])):
             raise ConversionError(
                 f"the model cannot be exported: adaptive max pooling to {node.args[1]} would be right at the example's "
                 "size alone. Use a max pooling of fixed kernel."
+            )
+        if node.target in (_ATEN.split.Tensor, _ATEN.chunk.default) and _follows_size(node):
+            raise ConversionError(
+                f"the model cannot be exported: {node.name} makes a number of pieces that follows the size of the "
+                "image; a graph has one number of them. Give torch.split a list of sizes, or export with static=True."
             )
         factors = node.args[3] if node.target in _ANTIALIASED and len(node.args) > 3 else None
         if any(factor != int(factor) for factor in cast(Sequence[float], factors or ())):

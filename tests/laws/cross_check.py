@@ -23,6 +23,7 @@ from densify import conversion
 from densify.comparison import difference, named_outputs
 from densify.conversion import Dense
 from densify.errors import ConversionError, DensifyError, RefusedError
+from densify.ops import AvgPool
 from densify.verification import errors_of_precision
 from laws.onnx import as_converted, exported, run, written
 
@@ -87,15 +88,23 @@ def _checked(model: nn.Module, dense: Dense) -> str:
             return _told("cannot be exported", error)
         if max(off.values()) > _OTHER:
             return "exported as another function"
+        ops = [site.op for site in both.plan.network.sites.values() if isinstance(site.op, AvgPool) and site.op.divisor]
+        if any(window.ceil for op in ops for window in op.windows):
+            return "averaged in ceil mode with a divisor of its own"
+        images, *sizes = source.declared()
+        fixed = None not in sizes[1:]
         try:
             reading, plan = as_converted(source, both)
+        except ValueError as error:
+            if not fixed:
+                raise
+            return _told("of one size, in which nothing shows whose the axes are", error)
         except RefusedError as error:
-            if not any(reason in str(error) for reason in _REFUSED):
+            if not (fixed or any(reason in str(error) for reason in _REFUSED)):
                 raise
             return _told("refused as a graph", error)
         assert plan.lattices == both.lattices
-        images, *sizes = source.declared()
-        shapes = [options.shape] if None not in sizes[1:] else [options.shape, (images or 2, *options.shape[1:])]
+        shapes = [options.shape] if fixed else [options.shape, (images or 2, *options.shape[1:])]
         for form in ("dilated", "fragments") if options.padding == "full" else ("dilated",):
             graph = written(source, reading, plan, form)
             for shape in shapes:

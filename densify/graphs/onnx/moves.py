@@ -53,8 +53,7 @@ def trials(
     places: Mapping[str, Place],
     known_at: Callable[[Sequence[int]], Mapping[str, Known]],
     image: Sequence[int],
-    *,
-    frozen: bool,
+    fixed: Sequence[bool],
 ) -> Iterator[chains.Trial | None]:
     """What a chain does, at the reference size and at others that it takes.
 
@@ -63,13 +62,13 @@ def trials(
         places: what they are.
         known_at: what is known of every value where the image has such a shape, [B, C, *spatial].
         image: its shape at the reference size.
-        frozen: whether the graph is made for that many images alone.
+        fixed: which of its dimensions the graph is made for.
     """
     order = places[source].order
     steps = [round(n / max(m, 1)) for n, m in zip(image[2:], _plain(known_at(image)[source], order)[2:], strict=True)]
     for shape in (image, *chains.shapes(image, max(steps))):
         known = known_at(shape)
-        fits = shape[0] == image[0] or not frozen
+        fits = all(n == m or not one for n, m, one in zip(shape, image, fixed, strict=True))
         if not fits or source not in known or result not in known or known[source].shape is None:
             continue
         plain = _plain(known[source], order)
@@ -94,9 +93,9 @@ def _runs(
 
     def runs(x: Tensor) -> Tensor | None:
         own = x.permute([before.index(dim) for dim in range(x.dim())]).contiguous().numpy().astype(dtype)
-        made = run(proto, {source: own})
-        if made is None or made[0][0].dtype != dtype or made[0][0].ndim != len(after):
+        (made,) = run(proto, {source: own})
+        if made is None or made[0].dtype != dtype or made[0].ndim != len(after):
             return None
-        return torch.from_numpy(made[0][0]).double().permute(*after)
+        return torch.from_numpy(made[0]).double().permute(*after)
 
     return runs

@@ -20,15 +20,21 @@ def constant(name: str, tensor: ir.TensorProtocol) -> onnx.TensorProto:
     return onnx.numpy_helper.from_array(tensor.numpy(), name)
 
 
-def run(proto: onnx.ModelProto, *feeds: Mapping[str, np.ndarray]) -> list[list[Any]] | None:
-    """What a graph makes of each of several sets of tensors; None where it cannot run."""
+def run(proto: onnx.ModelProto, *feeds: Mapping[str, np.ndarray]) -> list[list[Any] | None]:
+    """What a graph makes of each of several sets of tensors; None of those that it does not take."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return [session.run(None, dict(one)) for one in feeds]
-    except Exception:  # what a part is tried on may be what it does not take; the runtime has exceptions of its own
-        return None
+    except Exception:  # the runtime has exceptions of its own
+        return [None] * len(feeds)
+    found: list[list[Any] | None] = []
+    for feed in feeds:
+        try:
+            found.append(session.run(None, dict(feed)))
+        except Exception:
+            found.append(None)
+    return found
 
 
 def part(

@@ -12,7 +12,9 @@ import onnx_ir as ir
 
 from densify import moves as chains
 from densify.errors import ConversionError
-from densify.graphs.onnx import apart, moves, readers  # noqa: F401  (importing the readers registers them)
+from densify.graphs.onnx import apart, moves, readers, regions  # noqa: F401  (importing the readers registers them)
+from densify.graphs.onnx.apart import NO_BATCH
+from densify.graphs.onnx.growth import Growth
 from densify.graphs.onnx.image import image_of, spatial_dims
 from densify.graphs.onnx.linear import linear
 from densify.graphs.onnx.readers.windows import DYNAMIC, row_pool
@@ -69,7 +71,7 @@ def read(model: ir.Model, shape: Sequence[int]) -> Reading:
     reader = _Reader(model, tuple(shape))
     for node in model.graph:
         reader.visit(node)
-    reader.settle()
+    regions.settle(model, reader.sites, reader.places, reader.for_images)
     outputs = {}
     for value in model.graph.outputs:
         name = str(value.name)
@@ -78,7 +80,7 @@ def read(model: ir.Model, shape: Sequence[int]) -> Reading:
     if not outputs:
         raise ConversionError("no output of the graph depends on its image.")
     counted = frozenset(reader.counted())
-    grow = frozenset(name for name in counted if reader.grows(name))
+    grow = frozenset(name for name in counted if reader.growth.per_image(name))
     return Reading(Network(reader.sites, outputs), reader.places, reader.known, counted, grow, reader.order)
 
 
@@ -88,13 +90,14 @@ class _Reader:
     def __init__(self, model: ir.Model, shape: tuple[int, ...]) -> None:
         image = image_of(model)
         self.image, self.order = str(image.name), spatial_dims(model)
-        self.frozen = image.shape is not None and all(isinstance(image.shape[dim], int) for dim in self.order[2:])
+        self.fixed = [image.shape is not None and isinstance(image.shape[dim], int) for dim in self.order]
+        self.frozen = all(self.fixed[2:])
         self.model, self.values, self.seen = model, Values(model, image), dict[tuple[int, ...], dict[str, Known]]()
         self.version = self.values.version
         self.plain = tuple(shape[dim] for dim in self.order)
         self.known = self.at(self.plain)
-        self.doubled = self.at(_scaled(self.plain, 0))
-        self.grown = [self.at(_scaled(self.plain, dim)) for dim in range(2, len(shape))]
+        more = [self.at(_scaled(self.plain, dim)) for dim in (0, *range(2, len(shape)))]
+        self.growth = Growth(self.plain, self.known, more[0], more[1:])
         self.made = {str(value.name): value for node in model.graph for value in node.outputs}
         self.places: dict[str, Place] = {}
         self.sites: dict[str, Site] = {}
@@ -107,6 +110,11 @@ class _Reader:
         if own not in self.seen:
             self.seen[own] = self.values.at(own)
         return self.seen[own]
+
+    def for_images(self, times: int) -> tuple[dict[str, Known], int]:
+        """What is known of every value for so many times as many images, and how many those are."""
+        count = times * self.plain[0]
+        return self.at((count, *self.plain[1:])), count
 
     def visit(self, node: ir.Node) -> None:
         """Describe one node, where it holds a tensor that depends on the image, or reads the shape of one."""
@@ -130,7 +138,7 @@ class _Reader:
             self.sites[str(node.outputs[0].name)] = self._site(call, node.outputs[0], op, Layout.VECTOR, maps)
             self.sized[str(node.outputs[0].name)] = maps[0]
             return
-        elif any(self._shape(value) is None for value in used):
+        elif any(self.growth.shape(value) is None for value in used):
             op = Unsupported("no shape of its result follows from the image's", "Choose layers behind it")
         else:
             op = self.read(call)
@@ -140,50 +148,13 @@ class _Reader:
             found = replace(found, fault=mixes) if isinstance(found, Rows) else found
             inputs = self._operands(call) if isinstance(found, Other) else call.maps
             self._place(value, self._result(call, value, found), found, inputs, call)
-            if isinstance(found, Other) and found.layout is Layout.MAP:
+            if isinstance(found, Other):
                 self._moves(call, value, found)
-
-    def settle(self) -> None:
-        """Let ops run on fragments that move the images to another dimension, where those behind move them back."""
-        moved = {name for name, site in self.sites.items() if isinstance(site.op, Other) and site.op.fault == _NO_BATCH}
-        while moved:
-            region, nodes = self._region(moved.pop(), moved)
-            moved -= region
-            reads = {name for node in nodes for name in _inputs(node) if name in self.places}
-            exits = {name for node in nodes for one in node.outputs if (name := str(one.name)) in self.sites} - region
-            others = [self.sites[name].op for name in exits]
-            back = exits and all(isinstance(op, Other) for op in others)
-            if not back or any(self.made[name].is_graph_output() for name in region):
-                continue
-            before, behind = ({name: self._first(name) for name in sorted(names)} for names in (reads - region, exits))
-            if apart.moved_back(self.model, before, behind, self.doubled, self.plain[0]):
-                for name in region | exits:
-                    site = self.sites[name]
-                    self.sites[name] = replace(site, op=replace(site.op, fault=""))  # type: ignore[type-var]
-
-    def _region(self, name: str, moved: set[str]) -> tuple[set[str], list[ir.Node]]:
-        """The values whose images lie elsewhere that hang together with one of them, and the nodes between them."""
-        region, stack, nodes = {name}, [name], dict[int, ir.Node]()
-        while stack:
-            value = self.made[stack.pop()]
-            for node in (value.producer(), *value.consumers()):
-                if node is None or id(node) in nodes or node.op_type in ("Shape", "Size"):
-                    continue
-                nodes[id(node)] = node
-                found = {str(one.name) for one in (*node.inputs, *node.outputs) if one is not None} & moved - region
-                region |= found
-                stack += found
-        return region, list(nodes.values())
-
-    def _first(self, name: str) -> int:
-        """The dimension of a tensor's images."""
-        place = self.places[name]
-        return place.order[0] if place.layout is Layout.MAP else 0
 
     def counted(self) -> Iterator[str]:
         """Names of values whose numbers or shape change with the number of images, tensors of the image apart."""
         for name, known in self.known.items():
-            other = self.doubled.get(name)
+            other = self.growth.doubled.get(name)
             if name in self.places or name not in self.sized:
                 continue
             if (
@@ -195,12 +166,6 @@ class _Reader:
             ):
                 yield name
 
-    def grows(self, name: str) -> bool:
-        """Whether twice as many images make the first dimension of what is no tensor of the image twice as long."""
-        one, other = self.known[name].shape, self.doubled.get(name)
-        grown = None if other is None else other.shape
-        return bool(one) and grown is not None and len(grown) > 1 and grown == (2 * one[0], *one[1:])  # type: ignore[index]
-
     def read(self, call: Call) -> Op:
         """The description of one node's op."""
         weight = call.node.inputs[1] if call.node.op_type in ("Conv", "ConvTranspose") else None
@@ -209,17 +174,20 @@ class _Reader:
         reader = reader_of(call.node)
         mixed = any(self.places[name].layout is Layout.MIXED for name in call.maps)
         op = reader(call) if reader is not None and (not mixed or call.node.op_type in ("Shape", "Size")) else None
-        op = None if call.node.op_type == "Slice" and isinstance(op, MaxPool) and not self._slides(call, op) else op
+        if call.node.op_type == "Slice" and not isinstance(op, Unsupported) and not self._slides(call, op):
+            op = None
         if len(call.maps) > 1 and not isinstance(op, Join | Chain | Unsupported):
             op = None  # a scale or a bias that is made of the image, too
         if op is None and self._alone(call):
             return Rows()
         return op if op is not None else Other((), Layout.MIXED)
 
-    def _slides(self, call: Call, op: MaxPool) -> bool:
-        """Whether a Slice with steps takes what a window takes on larger images, too: its bounds may be numbers."""
-        dims = call.source.order[2:]
-        for dim, window, other in zip(dims, op.windows, self.grown, strict=True):
+    def _slides(self, call: Call, op: Op | None) -> bool:
+        """Whether a Slice takes all images, and with steps what a window takes of larger ones: bounds may be fixed."""
+        if self.growth.images(call.node.outputs[0]) != call.source.order[:1]:
+            return False
+        dims, windows = call.source.order[2:], op.windows if isinstance(op, MaxPool) else ()
+        for dim, window, other in zip(dims, windows, self.growth.grown, strict=bool(windows)):
             before, after = (other.get(str(one.name)) for one in (call.node.inputs[0], call.node.outputs[0]) if one)
             shapes = [None if one is None else one.shape for one in (before, after)]
             if not self.frozen and None not in shapes and window.count(shapes[0][dim]) != shapes[1][dim]:  # type: ignore[index]
@@ -232,44 +200,33 @@ class _Reader:
             len(call.maps) == 1
             and call.source.layout is Layout.VECTOR
             and len(call.result) == 2
-            and self._follows_batch(call.node.outputs[0])
+            and self.growth.follows_batch(call.node.outputs[0])
             and len(call.node.outputs) == 1
         )
 
-    def _shape(self, value: ir.Value) -> tuple[int, ...] | None:
-        known = self.known.get(str(value.name))
-        return None if known is None else known.shape
-
-    def _follows_batch(self, value: ir.Value) -> bool:
-        """Whether twice as many images make the first dimension twice as long, and nothing else."""
-        shape, doubled = self._shape(value), self.doubled.get(str(value.name))
-        return bool(shape) and doubled is not None and doubled.shape == (2 * shape[0], *shape[1:])  # type: ignore[index]
-
-    def _images(self, value: ir.Value) -> tuple[int, ...]:
-        """The dimensions along which twice as many images make a tensor longer."""
-        shape, doubled = self._shape(value) or (), self.doubled.get(str(value.name))
-        longer = None if doubled is None else doubled.shape
-        if longer is None or len(longer) != len(shape):
-            return (0,)
-        return tuple(dim for dim, (n, m) in enumerate(zip(shape, longer, strict=True)) if m > n)
-
-    def _one_per_image(self, value: ir.Value) -> bool:
-        """Whether the first dimension is as long as there are images."""
-        return (self._shape(value) or (0,))[0] == self.plain[0]
-
     def _mixes(self, call: Call) -> str:
         """Why an op must not run on phases that are laid in the batch, for all that its numbers tell; "" if it may."""
-        images = (self.known[self.image].shape or (1,))[self.order[0]]
-        return apart.fault(call.node, call.maps, self.known, self.doubled, images, self.version)
+        if any(self.places[name].layout is Layout.MAP and self.places[name].order[0] for name in call.maps):
+            return NO_BATCH
+        more, count = self.for_images(3)
+        return apart.fault(call.node, call.maps, self.known, more, (self.plain[0], count), self.version)
 
     def _measured(self, call: Call, value: ir.Value, mixes: str) -> Other:
         """What an op without a rule makes: where its dimensions follow the image's, and how large they are."""
         wide = self._wide(call)
-        layout, _, sizes = self._found(call, value, wide)
+        layout, _, sizes = self._found(call, value)
         scales = tuple(Fraction(n, max(m, 1)) for n, m in zip(sizes, wide, strict=True))
-        known = self._follows_batch(value) or mixes == ACROSS_IMAGES.fault
-        several = mixes == apart.MIXES and not self._one_per_image(value)  # of each image, maybe not one behind another
-        return Other(scales, layout, fault=mixes if known and not several else _NO_BATCH)
+        return Other(scales, layout, fault=self._fault(call, value, mixes))
+
+    def _fault(self, call: Call, value: ir.Value, mixes: str) -> str:
+        """As :meth:`_mixes`, where the images are along the first dimension, one behind another."""
+        if mixes == ACROSS_IMAGES.fault:
+            return mixes
+        if self.growth.follows_batch(value) and self.growth.one_per_image(value):
+            return mixes
+        elsewhere = [name for name in call.maps if getattr(self.sites[name].op, "fault", "") == NO_BATCH]
+        kept = self.growth.follows_batch(value) and not mixes and not elsewhere
+        return "" if kept and call.node.op_type not in _BEHIND else NO_BATCH
 
     def _operands(self, call: Call) -> tuple[str, ...]:
         """The maps that a node reads, and those that something is as large as that it reads: zeros to write into."""
@@ -289,16 +246,30 @@ class _Reader:
         chain, name = moves.chain(call.node, self.places), str(value.name)
         if chain is None:
             return
-        site, pooling = self.sites[name], row_pool(call)
-        frozen = self.values.images is not None
-        trials = moves.trials(self.model, chain.source, name, self.places, self.at, self.plain, frozen=frozen)
-        if any(0 < scale < 1 for scale in op.scales):
-            whole = pooling or chains.patches(trials, fixed=self.frozen)
-            if whole is not None:
-                self.sites[name] = replace(site, op=whole, inputs=(chain.source,), linear=linear(call, whole))
-                self._leave_out(chain.between, value)
-        elif any(turned := chains.mirrored(trials)):
-            self.sites[name] = replace(site, op=replace(op, mirrors=turned))
+        site, before = self.sites[name], self.places[chain.source].sizes
+        fixed = [one or other for one, other in zip(self.fixed[2:], self.growth.written_out(value), strict=True)]
+        for place in self._maps(value, fixed):
+            places = {**self.places, name: place}
+            trials = moves.trials(self.model, chain.source, name, places, self.at, self.plain, self.fixed)
+            if any(n < m for n, m in zip(place.sizes, before, strict=True)):
+                whole = row_pool(call) or chains.patches(trials, fixed=fixed)
+                if whole is not None:
+                    self._place(value, place, whole, (chain.source,), call)
+                    self._leave_out(chain.between, value)
+                    return
+            elif op.layout is Layout.MAP and any(turned := chains.mirrored(trials)):
+                self.sites[name] = replace(site, op=replace(op, mirrors=turned))
+
+    def _maps(self, value: ir.Value, fixed: Sequence[bool]) -> list[Place]:
+        """What a tensor is as a map; where sizes are fixed, its channels may come second or last."""
+        place, shape = self.places[str(value.name)], self.growth.shape(value) or ()
+        if place.layout is Layout.MAP:
+            return [place]
+        count = len(self.plain)
+        if len(shape) != count or not any(fixed) or not self.growth.one_per_image(value):
+            return []
+        orders = [tuple(range(count)), (0, count - 1, *range(1, count - 1))]
+        return [Place(Layout.MAP, order, tuple(shape[dim] for dim in order[2:])) for order in orders]
 
     def _leave_out(self, between: Sequence[str], last: ir.Value) -> None:
         """Forget the values of a chain that nobody reads but the chain, which is one op now."""
@@ -306,8 +277,8 @@ class _Reader:
 
         def within(value: ir.Value) -> bool:
             """Whether all that reads a value is the chain, or tells the chain of shapes alone."""
-            if value.is_graph_output():
-                return False
+            if value.is_graph_output() or not value.consumers():
+                return False  # what the original makes for nobody stays, too
             told = [node for node in value.consumers() if id(node) not in chain]
             return all(str(one.name) not in self.places and within(one) for node in told for one in node.outputs)
 
@@ -317,38 +288,14 @@ class _Reader:
                 chain.add(id(value.producer()))
                 del self.sites[name], self.places[name]
                 for shape in (node for node in value.consumers() if id(node) not in chain):
-                    del self.sites[str(shape.outputs[0].name)]
+                    self.sites.pop(str(shape.outputs[0].name), None)
 
-    def _found(
-        self, call: Call, value: ir.Value, wide: tuple[int, ...]
-    ) -> tuple[Layout, tuple[int, ...], tuple[int, ...]]:
+    def _found(self, call: Call, value: ir.Value) -> tuple[Layout, tuple[int, ...], tuple[int, ...]]:
         """Layout, order and sizes (0 for a statistic) of an unknown op's result."""
-        shape, count = self._shape(value) or (), len(wide)
-        plain = tuple(range(2 + count))
-        single = self._follows_batch(value) and self._one_per_image(value)
-        if not single or _strings_rows(call) or self._stays_mixed(call):
+        wide = self._wide(call)
+        if _strings_rows(call) or self._stays_mixed(call):
             return Layout.MIXED, (), wide
-        grown = [known.shape for one in self.grown if (known := one.get(str(value.name))) is not None]
-        if len(grown) < count or None in grown:
-            if len(shape) == 2 + count and shape[2:] == wide:
-                return Layout.MAP, plain, wide
-            return (Layout.VECTOR, (0, 1), (0,) * count) if len(shape) == 2 else (Layout.MIXED, (), wide)
-        moving = [[d for d, size in enumerate(shape) if other is not None and other[d] != size] for other in grown]
-        if len(shape) == 2 and not any(moving):
-            return Layout.VECTOR, (0, 1), (0,) * count
-        if len(shape) != 2 + count or any(len(dims) > 1 for dims in moving):
-            return Layout.MIXED, (), wide
-        if not any(moving):
-            sizes = tuple(n if n > 1 else 0 for n in shape[2:])
-            return (Layout.MAP, plain, (0,) * count) if not any(sizes) else (Layout.MIXED, (), wide)
-        like = call.source.order if len(call.source.order) == len(shape) else plain
-        spatial = [dims[0] if dims else like[2 + axis] for axis, dims in enumerate(moving)]
-        order = (0, *(dim for dim in range(1, len(shape)) if dim not in spatial), *spatial)
-        if sorted(order) != list(plain) or any(
-            shape[dim] != 1 for dim, dims in zip(spatial, moving, strict=True) if not dims
-        ):
-            return Layout.MIXED, (), wide
-        return Layout.MAP, order, tuple(shape[dim] if dims else 0 for dim, dims in zip(spatial, moving, strict=True))
+        return self.growth.layout(value, call.maps[0], wide, call.source.order)
 
     def _stays_mixed(self, call: Call) -> bool:
         """Whether an op leaves a tensor that is no map as large as it is."""
@@ -357,14 +304,13 @@ class _Reader:
 
     def _result(self, call: Call, value: ir.Value, op: Op) -> Place:
         """What the result of a node is."""
-        shape, before = self._shape(value) or (), call.source
+        shape, before = self.growth.shape(value) or (), call.source
         if isinstance(op, Unsupported):
             return Place(Layout.MIXED, (), before.sizes)
         if isinstance(op, Other):
-            wide = self._wide(call)
-            layout, order, sizes = self._found(call, value, wide)
+            layout, order, sizes = self._found(call, value)
             if layout is Layout.MIXED:
-                return Place(layout, order, sizes, images=self._images(value))
+                return Place(layout, order, sizes, images=self.growth.images(value))
             return Place(layout, order, tuple(max(n, 1) for n in sizes))
         count = len(before.sizes)
         if isinstance(op, Flatten):
@@ -392,7 +338,7 @@ class _Reader:
             self.sites[name] = self._site(call, value, op, place.layout, maps)
 
     def _site(self, call: Call, value: ir.Value, op: Op, layout: Layout, inputs: tuple[str, ...]) -> Site:
-        place, shape = self.places.get(str(value.name)), self._shape(value)
+        place, shape = self.places.get(str(value.name)), self.growth.shape(value)
         if place is not None and place.layout is Layout.MAP and shape is not None:
             shape = tuple(shape[dim] for dim in place.order)
         if isinstance(op, Interpolation) and not op.factors:
@@ -432,7 +378,7 @@ class _Reader:
         for other, place in self.places.items():
             if other in (name, *call.maps) or place.layout is not Layout.MAP or place.order != call.source.order:
                 continue
-            pairs = [(one.get(name), one.get(other)) for one in (self.known, *self.grown)]
+            pairs = [(one.get(name), one.get(other)) for one in (self.known, *self.growth.grown)]
             shapes = [(a.shape, b.shape) for a, b in pairs if a is not None and b is not None]
             if len(shapes) == len(pairs) and all(
                 a and b and [a[d] for d in dims] == [b[d] for d in dims] for a, b in shapes
@@ -441,11 +387,12 @@ class _Reader:
         return ()
 
 
-_NO_BATCH = "it does not keep the images of a batch apart, along its first dimension"
-
-
 def _scaled(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
     return tuple(2 * size if axis == dim else size for axis, size in enumerate(shape))
+
+
+_BEHIND = ("Concat", "Expand", "Tile")
+"""Operators that may lay a second tensor of every image behind the first ones of all."""
 
 
 def _strings_rows(call: Call) -> bool:

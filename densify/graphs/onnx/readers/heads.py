@@ -33,7 +33,7 @@ def reduction(call: Call) -> Op | None:
         return ACROSS_IMAGES
     if call.source.layout is not Layout.MAP:
         return None
-    if reduced == set(order[2:]):
+    if reduced == set(order[2:]) and (keeps or order[0] < order[1]):
         return GlobalPool(keepdim=keeps)
     return Channelwise() if keeps and reduced == {order[1]} else None
 

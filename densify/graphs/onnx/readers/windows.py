@@ -82,7 +82,7 @@ def row_pool(call: Call) -> Op | None:
         return None
     others = [window for axis, window in enumerate(op.windows) if 2 + axis in added]
     kept = tuple(window for axis, window in enumerate(op.windows) if 2 + axis not in added)
-    return replace(op, windows=kept) if all(one == Window(1, 1) for one in others) else None
+    return replace(op, windows=kept) if all(one._replace(ceil=False) == Window(1, 1) for one in others) else None
 
 
 @reads("SpaceToDepth")
