@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from densify.checkpoint import load
+    from densify.comparing import Comparison, compare
     from densify.conversion import Dense
     from densify.errors import DensifyError
     from densify.extending import pointwise, rule, sliding_window
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
     from densify.onnx.model import OnnxModel
 
 _HOMES = {
+    "Comparison": "comparing",
     "Dense": "conversion",
     "DenseOnnx": "onnx.conversion",
     "DensifyError": "errors",
     "Lattice": "lattice",
     "OnnxModel": "onnx.model",
+    "compare": "comparing",
     "convert": "front",
     "export": "front",
     "inspect": "front",
@@ -39,11 +42,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "Comparison",
     "Dense",
     "DenseOnnx",
     "DensifyError",
     "Lattice",
     "OnnxModel",
+    "compare",
     "convert",
     "export",
     "inspect",

@@ -47,14 +47,10 @@ def show_report(document: Document, *, verbose: bool = False) -> None:
     Checks of several inputs that passed share a row, which shows the worst of them, unless `verbose`.
     """
     screen, checks = tables.screen(), document["checks"]
-    rows = [_check(check) for check in checks] if verbose else [_check(*group) for group in _grouped(checks)]
-    tables.put(screen, tables.fitting(screen, rows, _PAIRS))
+    tables.put(screen, tables.fitting(screen, check_rows(checks, verbose=verbose), _PAIRS))
     screen.print()
-    for law in dict.fromkeys(check["law"] for check in checks):
-        tables.line(screen, f"{law}: {_MEANING.get(law, '')}")
-    noted = [c for c in checks if c["note"]]
-    for note in dict.fromkeys(f"{', '.join(filter(None, (_of(c), c['input'])))}: {c['note']}" for c in noted):
-        tables.line(screen, f"note: {note}")
+    for remark in check_remarks(checks):
+        tables.line(screen, remark)
     failed = sum(not check["passed"] for check in checks)
     if document["passed"]:
         tables.line(screen, f"PASSED: {_count(len(checks), 'check')}", "bold green")
@@ -127,39 +123,84 @@ def show_plan(document: Document) -> None:
     tables.line(screen, f"{document['model']} at {_shape(document['input_size'])}: {_strides(document['chosen'])}")
     screen.print()
     if document["changes"]:
-        tables.put(screen, tables.table([_change(change) for change in document["changes"]]), whole=True)
+        tables.put(screen, tables.table(change_rows(document)), whole=True)
         screen.print()
-    tables.put(screen, tables.table([_output(output) for output in document["outputs"]]))
+    tables.put(screen, tables.table(output_rows(document)))
     screen.print()
+    for remark in plan_remarks(document):
+        tables.line(screen, remark)
+
+
+def show_comparison(document: Document) -> None:
+    """Where both maps look and what they hold, and how they differ."""
+    screen = tables.screen()
+    size = _shape(document["size"])
+    tables.line(screen, f"{document['image']} ({size} pixels), {document['output']}: {document['shown']}")
+    screen.print()
+    rows = [_map(name, document[key]) for key, name in zip(("first", "second"), document["names"], strict=True)]
+    tables.put(screen, tables.table(rows))
+    screen.print()
+    for words in document["words"]:
+        tables.line(screen, words)
+
+
+# ---- rows and remarks ----------------------------------------------------------------------------
+
+
+def check_rows(checks: Sequence[Document], *, verbose: bool = False) -> list[dict[str, str]]:
+    """A row per check; those of several inputs that passed share one, which shows the worst, unless `verbose`."""
+    return [_check(check) for check in checks] if verbose else [_check(*group) for group in _grouped(checks)]
+
+
+def check_remarks(checks: Sequence[Document]) -> list[str]:
+    """What the checks mean, and what else there is to know of them."""
+    meanings = [f"{law}: {_MEANING.get(law, '')}" for law in dict.fromkeys(check["law"] for check in checks)]
+    noted = [c for c in checks if c["note"]]
+    notes = dict.fromkeys(f"{', '.join(filter(None, (_of(c), c['input'])))}: {c['note']}" for c in noted)
+    return [*meanings, *(f"note: {note}" for note in notes)]
+
+
+def change_rows(document: Document) -> list[dict[str, str]]:
+    """A row per layer that a plan changes."""
+    return [_change(change) for change in document["changes"]]
+
+
+def output_rows(document: Document) -> list[dict[str, str]]:
+    """A row per output of a plan."""
+    return [_output(output) for output in document["outputs"]]
+
+
+def plan_remarks(document: Document) -> list[str]:
+    """The cost of a plan, and what there is to beware of."""
+    remarks = []
     cost = document["cost"]
     if cost["ratio"] is not None:
         times = f"{cost['ratio']:.1f} times"
-        tables.line(screen, f"cost: {_large(cost['original'])} -> {_large(cost['dense'])} multiply-additions, {times}")
+        remarks.append(f"cost: {_large(cost['original'])} -> {_large(cost['dense'])} multiply-additions, {times}")
     for output in document["outputs"]:
         if any(output["repeated"]):
-            tables.line(screen, f"far side: {_repeated(output)}")
+            remarks.append(f"far side: {_repeated(output)}")
     if document["wrapped"]:
         kinds = Counter(wrapped["op"] for wrapped in document["wrapped"])
-        tables.line(screen, f"phase by phase: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
+        remarks.append(f"phase by phase: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
     for merge in document["merges"]:
-        tables.line(screen, f"merge: {merge['name']} {_merge(merge)}")
+        remarks.append(f"merge: {merge['name']} {_merge(merge)}")
     for output in document["outputs"]:
         if output["merged"]:
-            tables.line(screen, f"{output['name']}: {_MERGED[output['merged']]}")
+            remarks.append(f"{output['name']}: {_MERGED[output['merged']]}")
     if document["follows_size"]:
-        tables.line(screen, _FOLLOWS_SIZE.format(_shape(document["input_size"][1:])))
+        remarks.append(_FOLLOWS_SIZE.format(_shape(document["input_size"][1:])))
     for waste in document["wasted"]:
         used = f"{waste['used']} of {waste['phases']} phases of its input"
-        tables.line(screen, f"waste: {waste['name']} keeps its stride, so that axis {waste['axis']} uses {used}")
+        remarks.append(f"waste: {waste['name']} keeps its stride, so that axis {waste['axis']} uses {used}")
     if any(output["merged"] for output in document["outputs"]):
-        tables.line(screen, "exact: what lies in front of the merges; behind them the laws are those that verify lists")
+        remarks.append("exact: what lies in front of the merges; behind them the laws are those that verify lists")
     elif document["exact"]:
-        tables.line(screen, "exact: every sample of the original lies in the dense output, unchanged")
+        remarks.append("exact: every sample of the original lies in the dense output, unchanged")
     else:
-        screen.print('exact: clear of the borders only: padding="same" changes what border windows see')
+        remarks.append('exact: clear of the borders only: padding="same" changes what border windows see')
+    return remarks
 
-
-# ---- rows ----------------------------------------------------------------------------------------
 
 _SHOWN = 10
 _UNKNOWN_SOURCE = "the file does not know its source's parameters"
@@ -199,6 +240,17 @@ def _check(check: Document, *others: Document) -> dict[str, str]:
         "max rel": _error(check["relative"]) if numbers else "",
         "tolerance": _error(check["tolerance"]) if numbers else "",
         "worst at": ",".join(map(str, check["worst"])) if check["absolute"] else "",
+    }
+
+
+def _map(name: str, one: Document) -> dict[str, str]:
+    return {
+        "map": name,
+        "samples": _shape(one["size"]),
+        "step": _axes([f"{step:g}" for step in one["step"]]),
+        "first at": _axes([f"{first:g}" for first in one["first"]]),
+        "smallest": f"{one['smallest']:.4g}",
+        "largest": f"{one['largest']:.4g}",
     }
 
 

@@ -39,7 +39,7 @@ def check_writable(paths: Sequence[Path], overwrite: bool = False) -> None:
         if target in seen:
             raise UsageError(f"{path}: given as an output twice (also as {seen[target]}); leave one of them out")
         seen[target] = path
-        _check_target(path, overwrite)
+        check_target(path, overwrite)
 
 
 def companion(path: Path) -> Path:
@@ -65,6 +65,15 @@ def write_atomically(path: Path, write: Writer, *, overwrite: bool = False) -> N
     write_all({path: write}, overwrite=overwrite)
 
 
+def write_bytes(path: Path, content: bytes, *, overwrite: bool = False) -> None:
+    """Write one file of known content; errors as :func:`write_atomically`."""
+
+    def write(place: Path) -> None:
+        place.write_bytes(content)
+
+    write_atomically(path, write, overwrite=overwrite)
+
+
 def write_all(writers: Mapping[Path, Writer], *, overwrite: bool = False) -> None:
     """Write several files, all or none: no target appears before every file is complete and flushed.
 
@@ -77,7 +86,7 @@ def write_all(writers: Mapping[Path, Writer], *, overwrite: bool = False) -> Non
             again, and those that they replaced are put back.
     """
     for path in writers:
-        _check_target(path, overwrite)
+        check_target(path, overwrite)
     with _places(writers) as places:
         moves: list[_Move] = []
         for path, write in writers.items():
@@ -93,7 +102,7 @@ def write_all(writers: Mapping[Path, Writer], *, overwrite: bool = False) -> Non
                     elif file != place and _names_companion(path):
                         moves.append(_Move(target, file, stale=True))
         for move in moves:
-            _check_target(move.path, overwrite)
+            check_target(move.path, overwrite)
         _rename(moves)
 
 
@@ -118,7 +127,12 @@ class _Move(NamedTuple):
         return self.file.with_name(f"{self.file.name}.before")
 
 
-def _check_target(path: Path, overwrite: bool) -> None:
+def check_target(path: Path, overwrite: bool) -> None:
+    """Refuse one output that cannot be written, whatever its format.
+
+    Raises:
+        UsageError: an existing file, or a folder that is missing or cannot be written.
+    """
     folder = path.resolve().parent
     if not folder.is_dir():
         raise UsageError(f"{path}: there is no folder {folder}; create it, or name another output")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from densify.cli.compare import compare
 from densify.cli.convert import convert
 from densify.cli.inspect import inspect
 from densify.cli.inverse import inverse
@@ -40,5 +41,5 @@ def _common(
     """Turn a trained strided CNN into an equivalent dense-prediction CNN, and back."""
 
 
-for _command in (convert, inverse, verify, inspect, plan):
+for _command in (convert, inverse, verify, inspect, plan, compare):
     app.command()(_command)

@@ -205,7 +205,7 @@ def verify(texts: Sequence[str], size: Sequence[int] | None, run: Run, voice: Vo
         raise UsageError(f"{texts[0]} and {texts[1]}: both are dense; compare one of them with its original")
     if dense:
         samples = inputs(run, dense[0])
-        original = _as_precise(plain[0], dense[0], voice) if plain else None
+        original = as_precise(plain[0], dense[0], voice) if plain else None
         voice.say(f"verifying on {', '.join(sample.name for sample in samples)}")
         report = verify_onnx_laws(original, dense[0], samples, rtol=run.rtol, atol=run.atol)
     elif len(plain) == 2:
@@ -277,7 +277,7 @@ def _original(text: str, voice: Voice) -> tuple[OnnxModel, tuple[int, ...] | Non
     return (inverse_onnx(file) if file.is_dense else file), known
 
 
-def _as_precise(original: OnnxModel, dense: DenseOnnx, voice: Voice) -> OnnxModel:
+def as_precise(original: OnnxModel, dense: DenseOnnx, voice: Voice) -> OnnxModel:
     """The original in float16, where the dense graph is and the original is not."""
     if dense.source.dtype != torch.float16 or original.dtype == torch.float16:
         return original

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,38 +11,13 @@ from densify.cli.running import command, emit
 from densify.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from densify.cli.models import Asked
+    from densify.cli.subjects import Subject
     from densify.comparison import Report
     from densify.samples import Sample
 
 _FILE_OR_MODEL = "A file that densify wrote, another .onnx file, or a MODEL"
 _First = Annotated[str, typer.Argument(metavar="A", help=f"{_FILE_OR_MODEL}.", show_default=False)]
 _Second = Annotated[str | None, typer.Argument(metavar="B", help=f"{_FILE_OR_MODEL}; default: A's own original.")]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One of the two things to compare.
-
-    Attributes:
-        text: as the user gave it.
-        model: the network in torch, in eval mode.
-        size: reference size (C, spatial ...).
-        mean, std: preprocessing.
-    """
-
-    text: str
-    model: nn.Module
-    size: tuple[int, ...]
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-
-    @property
-    def onnx(self) -> Path | None:
-        """The ONNX file that the network was read from."""
-        return Path(self.text) if self.text.lower().endswith(".onnx") else None
 
 
 @command
@@ -84,6 +57,7 @@ def verify(
 
     from densify.cli import checking
     from densify.cli.models import Asked, is_file, is_graph
+    from densify.cli.subjects import Reading
 
     texts = [text for text in (a, b) if text is not None]
     if any(map(is_graph, texts)):
@@ -94,37 +68,19 @@ def verify(
         return
     asked = {
         text: Asked(text, weights, pretrained, init, seed, tuple(model_arg or ()))
-        for text in (a, b)
-        if text is not None and not is_file(text)
+        for text in texts
+        if not is_file(text)
     }
-    trusted = model or next(iter(asked), None)
-    files = [_file(text, trusted, trust_code, voice) for text in (a, b) if text is not None and is_file(text)]
-    known = size or (files[0].size if files else None)
-    subjects = [*files, *(_original(one, known, voice) for one in asked.values())]
+    subjects = Reading(asked, model, trust_code, size, voice).subjects(texts)
     means, stds = means or subjects[0].mean, stds or subjects[0].std
     samples = checking.inputs(run, size or subjects[0].size, means, stds, subjects[0].model)
-    report = _compare(subjects, samples, run, voice)
-    _results(voice, [a] if b is None else [a, b], report)
+    report = check(subjects, samples, run, voice)
+    _results(voice, texts, report)
     if not report:
         raise typer.Exit(1)
 
 
-def _file(path: str, reference: str | None, trust: bool, voice: o.Voice) -> Subject:
-    from densify.cli.models import restored
-
-    voice.say(f"reading {path}")
-    network, recipe = restored(path, reference, trust)
-    return Subject(path, network, recipe.options.shape[1:], recipe.origin.mean, recipe.origin.std)
-
-
-def _original(asked: Asked, size: tuple[int, ...] | None, voice: o.Voice) -> Subject:
-    from densify.cli.models import input_size
-
-    found = asked.resolve()
-    return Subject(asked.model, asked.build(found, voice), input_size(size, found), found.mean, found.std)
-
-
-def _compare(subjects: list[Subject], samples: list[Sample], run: o.Run, voice: o.Voice) -> Report:
+def check(subjects: list[Subject], samples: list[Sample], run: o.Run, voice: o.Voice) -> Report:
     """All checks that apply: laws between a dense network and an original, the same outputs between equals, and every
     ONNX file in its runtime."""
     from densify.cli import checking

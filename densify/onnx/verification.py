@@ -57,7 +57,7 @@ def verify_onnx_laws(
     probe = dense.changed(head="dense") if dense.options.head == "average" else dense
     order = dense.reading.order
     with Runtime(source.name) as runtime:
-        reference = _reference(source, probe)
+        reference = reference_graph(source, probe)
         if _stands_in(probe):
             checks += _head(runtime, source, probe, reference, tolerance)
         wanted = runtime.run(reference, order, images, optimised=False)
@@ -136,7 +136,7 @@ def _stands_in(dense: DenseOnnx) -> bool:
     return dense.options.head not in ("dense", "average") or fixed_window(dense.plan)
 
 
-def _reference(source: OnnxModel, dense: DenseOnnx) -> ir.Model:
+def reference_graph(source: OnnxModel, dense: DenseOnnx) -> ir.Model:
     """The function that a dense graph must agree with on its grid."""
     if not _stands_in(dense):
         return source.graph
