@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from densify.lattice import Lattice
     from densify.onnx.conversion import DenseOnnx
     from densify.onnx.model import OnnxModel
+    from densify.reporting import report
 
 _HOMES = {
     "Comparison": "comparing",
@@ -35,6 +36,7 @@ _HOMES = {
     "load_onnx": "front",
     "plan": "front",
     "pointwise": "extending",
+    "report": "reporting",
     "rule": "extending",
     "save": "front",
     "sliding_window": "extending",
@@ -57,6 +59,7 @@ __all__ = [
     "load_onnx",
     "plan",
     "pointwise",
+    "report",
     "rule",
     "save",
     "sliding_window",

@@ -14,7 +14,7 @@ from torch import Tensor
 from densify.answers import Answers, Network, answers
 from densify.colours import Colours, diverging, sequential
 from densify.compared import Compared
-from densify.errors import UsageError
+from densify.errors import UndrawableError, UsageError
 from densify.files import write_bytes
 from densify.localisation import Location, outline
 from densify.panels import Panel, Scale, labels_scale, sheet
@@ -196,11 +196,11 @@ def compare(
         mean, std: what was done to an image in [0, 1], to be undone where it is drawn; by default the dense network's.
 
     Raises:
-        UsageError: an output or channel that does not exist, an image that the networks cannot take, or outputs that
-            have no places in an image of two axes.
+        UsageError: an output or channel that does not exist, or networks of different kinds.
+        UndrawableError: no image of two axes, or outputs that have no places in it.
     """
     if image.dim() != 4 or image.shape[0] != 1:
-        raise UsageError(f"the image has shape {list(image.shape)}; pictures are of one image [1, C, height, width].")
+        raise UndrawableError(f"the image is {list(image.shape)}; pictures are of one image [1, C, height, width].")
     if upsampling not in UPSAMPLINGS:
         raise UsageError(f"upsampling={upsampling!r}: has to be one of {', '.join(UPSAMPLINGS)}.")
     wanted = None if show is None else Shown.parse(show)
@@ -227,7 +227,7 @@ def _chosen(found: dict[str, Answers | str], output: str | None) -> Answers:
     for one in asked.values():
         if isinstance(one, Answers):
             return one
-    raise UsageError("nothing can be drawn: " + "; ".join(f"{name}: {why}" for name, why in asked.items()))
+    raise UndrawableError("nothing can be drawn: " + "; ".join(f"{name}: {why}" for name, why in asked.items()))
 
 
 def as_pixels(image: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[Colours, str]:

@@ -23,6 +23,10 @@ class UsageError(DensifyError):
     exit_status = 2
 
 
+class UndrawableError(UsageError):
+    """Outputs that have no places in an image of two axes."""
+
+
 class CheckpointError(DensifyError):
     """A checkpoint that cannot be read or does not fit the model."""
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from cli import densify
 
-COMMANDS = ("convert", "inverse", "verify", "inspect", "plan", "compare")
+COMMANDS = ("convert", "inverse", "verify", "inspect", "plan", "compare", "report")
 
 
 def test_help_imports_neither_torch_nor_rich() -> None:

@@ -11,6 +11,7 @@ from densify.cli.convert import convert
 from densify.cli.inspect import inspect
 from densify.cli.inverse import inverse
 from densify.cli.plan import plan
+from densify.cli.report import report
 from densify.cli.verify import verify
 from densify.display import installed_version
 
@@ -41,5 +42,5 @@ def _common(
     """Turn a trained strided CNN into an equivalent dense-prediction CNN, and back."""
 
 
-for _command in (convert, inverse, verify, inspect, plan, compare):
+for _command in (convert, inverse, verify, inspect, plan, compare, report):
     app.command()(_command)

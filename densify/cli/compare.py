@@ -27,17 +27,19 @@ _Image = Annotated[
     str | None, typer.Argument(metavar="IMAGE", help="An image, or an .npy file of one.", show_default=False)
 ]
 _Picture = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The picture, a .png file.")]
-_Map = Annotated[
+MapOption = Annotated[
     str | None, typer.Option("--map", metavar="NAME", help="Which output.  [default: the first with places]")
 ]
-_Channel = Annotated[int | None, typer.Option("--channel", metavar="N", help="Show this channel, counted from 0.")]
-_Class = Annotated[
+ChannelOption = Annotated[int | None, typer.Option("--channel", metavar="N", help="Show this channel, counted from 0.")]
+ClassOption = Annotated[
     int | None, typer.Option("--class", metavar="N", help="Show the share of this class in the softmax over channels.")
 ]
-_Sum = Annotated[bool, typer.Option("--sum", help="Show the sum over all channels, as for localisation.")]
-_Argmax = Annotated[bool, typer.Option("--argmax", help="Show the channel with the largest number, as labels.")]
-_Locate = Annotated[bool, typer.Option("--locate", help="Mark the largest connected part above the mean, and its box.")]
-_Upsampling = Annotated[Upsampling, typer.Option("--upsampling", help="Of the coarse map, between its samples.")]
+SumOption = Annotated[bool, typer.Option("--sum", help="Show the sum over all channels, as for localisation.")]
+ArgmaxOption = Annotated[bool, typer.Option("--argmax", help="Show the channel with the largest number, as labels.")]
+LocateOption = Annotated[
+    bool, typer.Option("--locate", help="Mark the largest connected part above the mean, and its box.")
+]
+UpsamplingOption = Annotated[Upsampling, typer.Option("--upsampling", help="Of the coarse map, between its samples.")]
 
 
 @command
@@ -46,13 +48,13 @@ def compare(
     b: _Second,
     output: _Picture,
     image: _Image = None,
-    channel: _Channel = None,
-    label: _Class = None,
-    total: _Sum = False,
-    argmax: _Argmax = False,
-    locate: _Locate = False,
-    upsampling: _Upsampling = Upsampling.linear,
-    chosen_map: _Map = None,
+    channel: ChannelOption = None,
+    label: ClassOption = None,
+    total: SumOption = False,
+    argmax: ArgmaxOption = False,
+    locate: LocateOption = False,
+    upsampling: UpsamplingOption = Upsampling.linear,
+    chosen_map: MapOption = None,
     weights: o.WeightsOption = None,
     pretrained: o.PretrainedOption = False,
     init: o.InitOption = None,
@@ -78,7 +80,7 @@ def compare(
     texts, picture = ([a], b) if image is None else ([a, b], image)
     size, means, stds = o.size(input_size), o.numbers(mean, "--mean"), o.numbers(std, "--std")
     voice = o.Voice(json, verbose, quiet)
-    show = _shown(channel, label, total, argmax)
+    show = shown(channel, label, total, argmax)
 
     from densify.comparing import check_picture
     from densify.files import check_target
@@ -115,7 +117,7 @@ def compare(
     voice.say(f"wrote {output} ({output.stat().st_size / 1e3:.0f} kB)")
 
 
-def _shown(channel: int | None, label: int | None, total: bool, argmax: bool) -> str | None:
+def shown(channel: int | None, label: int | None, total: bool, argmax: bool) -> str | None:
     """What to show, as `densify.compare` takes it.
 
     Raises:

@@ -108,7 +108,7 @@ def _dense(path: str, reference: str | None, trust: bool) -> tuple[Dense, Recipe
 
     if not is_file(path):
         raise UsageError(f"{path}: inverse takes a dense .safetensors, .pth or .onnx file that `densify convert` wrote")
-    network, recipe = restored(path, reference, trust)
+    network, recipe, _ = restored(path, reference, trust)
     if not isinstance(network, Dense):
         raise UsageError(f"{path}: is in the original architecture already; give the dense file")
     return network, recipe

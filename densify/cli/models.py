@@ -162,11 +162,12 @@ def input_size(given: tuple[int, ...] | None, found: ModelReference) -> tuple[in
     return size
 
 
-def restored(path: str, reference: str | None, trust: bool) -> tuple[nn.Module, Recipe]:
-    """The network of a file that densify wrote, in eval mode, and its recipe; errors as `densify.load`."""
+def restored(path: str, reference: str | None, trust: bool) -> tuple[nn.Module, Recipe, str]:
+    """The network of a file that densify wrote, in eval mode, its recipe, and that as the JSON in the file; errors as
+    `densify.load`."""
     weights = read_file(path)
     recipe = recipe_of(weights)
-    return restore(weights, model=reference, trust_code=trust).eval(), recipe
+    return restore(weights, model=reference, trust_code=trust).eval(), recipe, weights.recipe or ""
 
 
 def with_preprocessing(

@@ -10,7 +10,6 @@ from torch import nn
 
 from densify.cli.models import Asked, input_size, is_file, restored
 from densify.cli.options import Voice
-from densify.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Subject:
         model: the network in torch, in eval mode.
         size: reference size (C, spatial ...).
         mean, std: preprocessing.
-        recipe: what its file says of itself; an original has none.
+        recipe: what its file says of itself, as JSON; an original has none.
     """
 
     text: str
@@ -30,7 +29,7 @@ class Subject:
     size: tuple[int, ...]
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
-    recipe: Recipe | None = None
+    recipe: str | None = None
 
     @property
     def onnx(self) -> Path | None:
@@ -64,8 +63,8 @@ class Reading:
 
     def _file(self, path: str, reference: str | None) -> Subject:
         self.voice.say(f"reading {path}")
-        network, recipe = restored(path, reference, self.trust)
-        return Subject(path, network, recipe.options.shape[1:], recipe.origin.mean, recipe.origin.std, recipe)
+        network, recipe, said = restored(path, reference, self.trust)
+        return Subject(path, network, recipe.options.shape[1:], recipe.origin.mean, recipe.origin.std, said)
 
     def _original(self, asked: Asked, size: tuple[int, ...] | None) -> Subject:
         found = asked.resolve()
