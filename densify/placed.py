@@ -19,6 +19,8 @@ Indices = NDArray[np.intp]
 
 UPSAMPLINGS = ("linear", "nearest")
 
+_DIGITS = 6  # of places that are the same: a third of a pixel has no exact number
+
 
 @dataclass(frozen=True, eq=False)
 class PlacedMap:
@@ -62,7 +64,7 @@ def upsampled(coarse: PlacedMap, dense: PlacedMap, how: str = "linear") -> Place
     """
     values = coarse.values
     for axis in (0, 1):
-        at = (dense.places(axis) - coarse.first[axis]) / coarse.step[axis]
+        at = _exact((dense.places(axis) - coarse.first[axis]) / coarse.step[axis])
         values = _read(values, at.clip(0, coarse.size[axis] - 1), axis + 1, how)
     return dense.with_values(values)
 
@@ -79,6 +81,12 @@ def _read(values: Numbers, at: Numbers, axis: int, how: str) -> Numbers:
         return np.where(share == 0, below, below * (1 - share) + above * share)
 
 
+def _exact(at: Numbers) -> Numbers:
+    """Places on samples and half way between two without what rounding did to them."""
+    halves = (2 * at).round() / 2
+    return np.where(np.abs(at - halves) < 10.0**-_DIGITS, halves, at)
+
+
 def _nearest(at: Numbers) -> Indices:
     """The nearest whole number, of two the lower one."""
     found: Indices = np.ceil(at - 0.5).astype(np.intp)
@@ -87,7 +95,8 @@ def _nearest(at: Numbers) -> Indices:
 
 def coinciding(one: PlacedMap, other: PlacedMap) -> tuple[Indices, Indices]:
     """Rows and columns of a map whose samples look exactly where samples of another one look."""
-    rows, columns = (np.flatnonzero(np.isin(one.places(axis), other.places(axis))) for axis in (0, 1))
+    places = [[each.places(axis).round(_DIGITS) for each in (one, other)] for axis in (0, 1)]
+    rows, columns = (np.flatnonzero(np.isin(mine, theirs)) for mine, theirs in places)
     return rows, columns
 
 
