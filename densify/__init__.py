@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from densify.checkpoint import load
-    from densify.comparing import Comparison, compare
     from densify.conversion import Dense
     from densify.errors import DensifyError
     from densify.extending import pointwise, rule, sliding_window
@@ -18,16 +17,17 @@ if TYPE_CHECKING:
     from densify.lattice import Lattice
     from densify.onnx.conversion import DenseOnnx
     from densify.onnx.model import OnnxModel
-    from densify.reporting import report
+    from densify.pictures.comparing import Comparison, compare
+    from densify.pictures.reporting import report
 
 _HOMES = {
-    "Comparison": "comparing",
+    "Comparison": "pictures.comparing",
     "Dense": "conversion",
     "DenseOnnx": "onnx.conversion",
     "DensifyError": "errors",
     "Lattice": "lattice",
     "OnnxModel": "onnx.model",
-    "compare": "comparing",
+    "compare": "pictures.comparing",
     "convert": "front",
     "export": "front",
     "inspect": "front",
@@ -36,7 +36,7 @@ _HOMES = {
     "load_onnx": "front",
     "plan": "front",
     "pointwise": "extending",
-    "report": "reporting",
+    "report": "pictures.reporting",
     "rule": "extending",
     "save": "front",
     "sliding_window": "extending",

@@ -15,9 +15,9 @@ from small import Residual, fixed_window, images, seeded
 from torch import nn
 
 import densify as package
-from densify.comparing import as_pixels, compare
 from densify.errors import UsageError
 from densify.onnx.file import save_onnx
+from densify.pictures.comparing import as_pixels, compare
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from PIL import Image
 
 from densify import colours
 from densify.errors import UsageError
-from densify.localisation import Box, largest_part, locate, outline
-from densify.panels import Panel, Scale, labels_scale, sheet, written
-from densify.placed import UPSAMPLINGS, PlacedMap, coinciding, coloured, limits, painted, upsampled
-from densify.shown import Shown, default
+from densify.pictures.localisation import Box, largest_part, locate, outline
+from densify.pictures.panels import Panel, Scale, labels_scale, sheet, written
+from densify.pictures.placed import UPSAMPLINGS, PlacedMap, coinciding, coloured, limits, painted, upsampled
+from densify.pictures.shown import Shown, default
 
 SIZES = st.tuples(st.integers(1, 5), st.integers(1, 7))
 

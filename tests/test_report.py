@@ -20,10 +20,10 @@ from small import Residual, images, seeded
 from torch import nn
 
 import densify as package
-from densify import page
 from densify.errors import UsageError
 from densify.onnx.file import save_onnx
-from densify.reporting import report
+from densify.pictures import page
+from densify.pictures.reporting import report
 
 SECTIONS = ["Plan", "Verification", "Pictures", "Recipe"]
 EMPTY = {"meta", "link", "img", "br", "hr", "input"}
@@ -282,7 +282,7 @@ def test_a_browser_shows_a_report(tmp_path: Path) -> None:
     dense = package.convert(model, (1, 3, 33, 40), output_stride=1)
     report(model, dense, images(33, 40, batch=1), out, show="channel:0")
     seen = shot(out, tmp_path, 1000, 2400)
-    from densify.colours import sequential
+    from densify.pictures.colours import sequential
 
     table = {tuple(map(int, colour)) for colour in sequential()}
     shown = {tuple(map(int, colour)) for colour in np.unique(seen.reshape(-1, 3), axis=0)}

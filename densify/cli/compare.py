@@ -82,16 +82,16 @@ def compare(
     voice = o.Voice(json, verbose, quiet)
     show = shown(channel, label, total, argmax)
 
-    from densify.comparing import check_picture
     from densify.files import check_target
+    from densify.pictures.comparing import check_picture
 
     check_target(check_picture(output), overwrite)
     o.check_inputs_stay([output], Path(picture), *map(Path, texts))
 
-    from densify import comparing
     from densify.cli.models import Asked, is_file, is_graph
     from densify.cli.pairs import of_graphs, of_modules
     from densify.cli.subjects import Reading
+    from densify.pictures import comparing
 
     if any(map(is_graph, texts)):
         found = of_graphs(texts, size, voice)

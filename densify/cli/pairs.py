@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from densify.answers import Network
 from densify.cli.models import dtype_of
 from densify.cli.options import Voice
 from densify.cli.subjects import Reading
@@ -16,6 +15,7 @@ from densify.conversion import Dense
 from densify.errors import UsageError
 from densify.onnx.conversion import opened
 from densify.onnx.model import OnnxModel, reference_shape
+from densify.pictures.answers import Network
 from densify.samples import Sample, read_samples
 
 

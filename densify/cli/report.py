@@ -24,10 +24,10 @@ from densify.errors import UsageError
 
 if TYPE_CHECKING:
     from densify.cli.subjects import Reading
-    from densify.comparing import Comparison
     from densify.comparison import Report
     from densify.conversion import Dense
     from densify.onnx.conversion import DenseOnnx
+    from densify.pictures.comparing import Comparison
     from densify.samples import Sample
 
 _Dense = Annotated[str, typer.Argument(metavar="DENSE", help="A dense file that densify wrote.", show_default=False)]
@@ -71,8 +71,8 @@ def report(
     run, voice = o.Run("cpu", None, rtol, atol, 0, tuple(sample)), o.Voice(json, verbose, quiet)
     show = shown(channel, label, total, argmax)
 
-    from densify import reporting
     from densify.files import check_target, write_bytes
+    from densify.pictures import reporting
 
     check_target(reporting.check_page(output), overwrite)
     o.check_inputs_stay([output], Path(dense), *sample)

@@ -11,15 +11,15 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from densify.answers import Answers, Network, answers
-from densify.colours import Colours, diverging, sequential
-from densify.compared import Compared
 from densify.errors import UndrawableError, UsageError
 from densify.files import write_bytes
-from densify.localisation import Location, outline
-from densify.panels import Panel, Scale, labels_scale, sheet
-from densify.placed import UPSAMPLINGS, PlacedMap, canvas_indices, coloured, limits, painted
-from densify.shown import Shown, default
+from densify.pictures.answers import Answers, Network, answers
+from densify.pictures.colours import Colours, diverging, sequential
+from densify.pictures.compared import Compared
+from densify.pictures.localisation import Location, outline
+from densify.pictures.panels import Panel, Scale, labels_scale, sheet
+from densify.pictures.placed import UPSAMPLINGS, PlacedMap, canvas_indices, coloured, limits, painted
+from densify.pictures.shown import Shown, default
 
 _SIDE = 360  # pixels of a panel's longer side, about
 _MARKS = {"first": (255, 138, 0), "second": (0, 214, 255)}  # of boxes and outlines

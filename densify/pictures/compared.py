@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from densify.answers import Answers
-from densify.colours import Colours, Numbers
-from densify.localisation import Location, locate
-from densify.placed import PlacedMap, coinciding, limits, upsampled
-from densify.shown import Shown
+from densify.pictures.answers import Answers
+from densify.pictures.colours import Colours, Numbers
+from densify.pictures.localisation import Location, locate
+from densify.pictures.placed import PlacedMap, coinciding, limits, upsampled
+from densify.pictures.shown import Shown
 
 COLOURS = {"first": "orange", "second": "cyan"}
 """Of the boxes and outlines of the two."""

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from densify.colours import Colours
+from densify.pictures.colours import Colours
 
 # The policy makes browsers refuse whatever is not in the file itself.
 _HEAD = """<!DOCTYPE html>

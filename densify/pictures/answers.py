@@ -19,7 +19,7 @@ from densify.onnx.metadata import of_original
 from densify.onnx.model import OnnxModel
 from densify.onnx.runtime import Runtime, plain
 from densify.onnx.verification import reference_graph
-from densify.placed import PlacedMap
+from densify.pictures.placed import PlacedMap
 from densify.planning import at_sizes
 from densify.plans import Plan
 from densify.verification import Reference

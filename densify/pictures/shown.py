@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from densify.colours import Numbers
 from densify.errors import UsageError
-from densify.placed import PlacedMap
+from densify.pictures.colours import Numbers
+from densify.pictures.placed import PlacedMap
 
 KINDS = ("channel", "class", "sum", "argmax")
 

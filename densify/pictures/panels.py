@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from densify.colours import Colours, palette
+from densify.pictures.colours import Colours, palette
 
 INK, SOFT, PAPER = (28, 30, 36), (98, 102, 112), (255, 255, 255)
 _GAP, _MARGIN, _LEAST = 28, 36, 250  # pixels between panels, around the sheet, and what a panel's text needs at least

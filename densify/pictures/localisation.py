@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from densify.placed import PlacedMap
+from densify.pictures.placed import PlacedMap
 
 Mask = NDArray[np.bool_]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from densify.colours import UNSEEN, Colours, Numbers
+from densify.pictures.colours import UNSEEN, Colours, Numbers
 
 Pair = tuple[float, float]
 Indices = NDArray[np.intp]

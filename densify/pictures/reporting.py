@@ -10,16 +10,17 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from densify import display, front, page
-from densify.answers import Network
+from densify import display, front
 from densify.cli.facts import plan_facts
-from densify.comparing import Comparison, compare, png
 from densify.comparison import Report
 from densify.conversion import Dense
 from densify.errors import UndrawableError, UsageError
 from densify.files import check_target, write_bytes
 from densify.onnx.conversion import DenseOnnx
-from densify.panels import Scale, bar, written
+from densify.pictures import page
+from densify.pictures.answers import Network
+from densify.pictures.comparing import Comparison, compare, png
+from densify.pictures.panels import Scale, bar, written
 from densify.samples import Sample
 
 _BAR = 320  # colours of a bar

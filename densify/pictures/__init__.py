@@ -1,0 +1,1 @@
+"""Pictures of what networks make of an image, and pages that hold them."""
