@@ -56,16 +56,49 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Divergence:
+    """The first layer whose result is not what a law makes of the original.
+
+    Attributes:
+        layer, op, where: its name, its op and its source line, as a plan gives them.
+        law, input, runtime: of the check that failed.
+        phase: of its eST, per spatial axis, where the largest error lies.
+        expected, actual: shapes of the layer's result in the original and in the checked network.
+        absolute, relative, worst, tolerance: as for :class:`Check`; the tolerance is what precision allows here.
+    """
+
+    layer: str
+    op: str
+    where: str
+    law: str
+    input: str
+    runtime: str
+    phase: tuple[int, ...]
+    expected: tuple[int, ...]
+    actual: tuple[int, ...]
+    absolute: float
+    relative: float
+    worst: tuple[int, ...]
+    tolerance: float
+
+
+@dataclass(frozen=True)
 class Report:
-    """The result of a verification; true when there were checks and all passed."""
+    """The result of a verification; true when there were checks and all passed.
+
+    Attributes:
+        checks: what was compared.
+        divergence: where a law failed, the first layer whose result differs; None where all agree that were compared.
+    """
 
     checks: tuple[Check, ...]
+    divergence: Divergence | None = None
 
     def __bool__(self) -> bool:
         return bool(self.checks) and all(check.passed for check in self.checks)
 
     def __add__(self, other: Report) -> Report:
-        return Report(self.checks + other.checks)
+        return Report(self.checks + other.checks, self.divergence or other.divergence)
 
     @property
     def failed(self) -> tuple[Check, ...]:
@@ -73,7 +106,11 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists."""
-        return {"passed": bool(self), "checks": [asdict(check) for check in self.checks]}
+        return {
+            "passed": bool(self),
+            "checks": [asdict(check) for check in self.checks],
+            "divergence": None if self.divergence is None else asdict(self.divergence),
+        }
 
 
 @dataclass(frozen=True)

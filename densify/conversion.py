@@ -325,13 +325,16 @@ class Conversion:
             ends: names and keys of the tensors; the network returns them in a dict.
             chosen: False for the original itself, with all its strides.
         """
-        part, network, plan = copy.copy(self), self.networks[False], self.plans[False]
+        part, plan = copy.copy(self), self.plans[False]
+        sites = plan.network.sites if chosen else self.networks[False].sites
         nodes = [node for node in self.graphs[False].nodes if node.name in ends.values()]
         needed = {node.name for end in nodes for node in (end, *ancestors(end))}  # sizes of other maps, say
-        sites = {key: site for key, site in network.sites.items() if key in needed or site.op is None}
-        strides = plan.chosen if chosen else frozenset()
-        cut = Network(sites, dict(ends))
-        part.plans = {False: walk(cut, strides, padding=plan.padding, merge=plan.merge)}
+        cut = Network({key: site for key, site in sites.items() if key in needed or site.op is None}, dict(ends))
+        if chosen:  # the very plan, whatever the rules say by now
+            steps = {key: plan.steps[key] for key in cut.sites}
+            part.plans = {False: replace(plan, network=cut, steps=steps, head="dense")}
+        else:
+            part.plans = {False: walk(cut, padding=plan.padding, merge=plan.merge)}
         part.failures = {True: ConversionError("a part of a network has no train mode.")}
         return part
 

@@ -51,6 +51,8 @@ def show_report(document: Document, *, verbose: bool = False) -> None:
     screen.print()
     for remark in check_remarks(checks):
         tables.line(screen, remark)
+    if document["divergence"] is not None:
+        tables.line(screen, _divergence(document["divergence"]), "bold")
     failed = sum(not check["passed"] for check in checks)
     if document["passed"]:
         tables.line(screen, f"PASSED: {_count(len(checks), 'check')}", "bold green")
@@ -316,6 +318,20 @@ def _merge(merge: Document) -> str:
 
 def _of(check: Document) -> str:
     return f"{check['law']} of {check['output']}"
+
+
+def _divergence(found: Document) -> str:
+    """The first layer that diverges, and by how much."""
+    at = f", {found['where']}" if found["where"] else ""
+    named = f"first layer that diverges: {found['layer']} ({found['op']}{at}), {found['law']} on {found['input']}"
+    if found["law"] == "size":
+        return f"{named}: {_shape(found['actual'])} samples where {_shape(found['expected'])} are expected"
+    phase = f" in phase {','.join(map(str, found['phase']))}" if any(found["phase"]) else ""
+    if not found["worst"]:
+        return f"{named}: shape {_shape(found['actual'])}, the original's is {_shape(found['expected'])}"
+    errors = f"{_error(found['absolute'])} ({_error(found['relative'])} of the largest value)"
+    place = ",".join(map(str, found["worst"]))
+    return f"{named}: off by {errors} at {place}{phase}; precision allows {_error(found['tolerance'])}"
 
 
 def _strides(chosen: Sequence[str]) -> str:

@@ -81,6 +81,10 @@ class Merges:
             checks.append(judge(other[key], have[key], law="phases", output=key, **labels))
         return checks + self._shifts(x, have, name, tolerance)
 
+    def tensors(self, x: Tensor) -> dict[str, Tensor]:
+        """What brute force makes of the maps in front of the merges, by key."""
+        return self.shifts.tensors(x, {self.ends[key]: value for key, value in self.front(x).items()})
+
     def _shifts(self, x: Tensor, given: Mapping[str, Tensor], name: str, tolerance: Tolerance) -> list[Check]:
         expected = self.shifts(x, {self.ends[key]: value for key, value in given.items()})
         if not expected:

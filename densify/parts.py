@@ -6,12 +6,16 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from densify.comparison import difference, named_outputs
 from densify.conversion import Dense
 from densify.graphs.fx.alone import FxOps
 from densify.graphs.fx.trace import same_tensors
+from densify.graphs.fx.watch import ends, recorded
+from densify.layerwise import comparable, each, with_axes
+from densify.merge_laws import Merges
+from densify.originals import Reference
 from densify.plans import Plan
 
 
@@ -27,6 +31,12 @@ class DensePart:
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
         return dict(named_outputs(self.dense(x.clone())))
+
+    def as_made(self, x: Tensor) -> dict[str, Tensor]:
+        """As a call, but each tensor as it was before later ops worked on it in place."""
+        graph = self.dense.graphs[False]
+        assert isinstance(graph, fx.Graph)
+        return ends(self.dense, graph, x)
 
     def errors(self, x: Tensor, made: Mapping[str, Tensor]) -> dict[str, float]:
         precise = DensePart(copy.deepcopy(self.dense).double())
@@ -68,3 +78,43 @@ class DenseParts:
         part = self._dense.conversion.cut(ends, chosen=chosen)
         part.options = replace(part.options, form=form)
         return DensePart(Dense(same_tensors(source), self._dense.origin, part).eval())
+
+
+class DenseLayers:
+    """:class:`densify.layerwise.Layers` of a dense network.
+
+    Args:
+        reference: what it must agree with.
+        dense: the network.
+        merges: its parts around merges, where it has any.
+    """
+
+    def __init__(self, reference: Reference, dense: Dense, merges: Merges | None) -> None:
+        self.plan, self._reference, self._dense, self._merges = dense.plan, reference, dense, merges
+        self._parts = DenseParts(reference.original, dense)
+        self._keys = comparable(dense.plan)
+
+    def itself(self, x: Tensor, runtime: str = "") -> dict[str, Tensor]:
+        found = recorded(self._reference.original, self._dense.conversion.graphs[False], self._keys, x)
+        return {key: with_axes(value, x.dim() - 2) for key, value in found.items()}
+
+    def original(self, x: Tensor, runtime: str = "") -> dict[str, Tensor]:
+        return self.itself(x) if self._reference.is_class(x) else self.convolutional(x)
+
+    def convolutional(self, x: Tensor, runtime: str = "") -> dict[str, Tensor]:
+        made = self._reference.convolutional
+        return DenseParts(made.source, made).dense(each(comparable(made.plan))).as_made(x)
+
+    def dense(self, x: Tensor, runtime: str = "") -> dict[str, Tensor]:
+        return self._parts.dense(each(self._keys)).as_made(x)
+
+    def other(self, x: Tensor, runtime: str = "") -> dict[str, Tensor]:
+        return self._parts.other(each(self._keys)).as_made(x)
+
+    def behind(self, x: Tensor, runtime: str = "") -> dict[str, Tensor]:
+        return {} if self._merges is None else self._merges.tensors(x)
+
+    def rounding(self, x: Tensor) -> dict[str, float]:
+        """The original's layers against themselves in float64."""
+        made, precise = self.original(x), DenseLayers(self._reference.in_double(), self._dense, None)
+        return {key: difference(value, made[key])[1] for key, value in precise.original(x.double()).items()}

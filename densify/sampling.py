@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,10 +26,20 @@ def sample_grid(dense: Tensor, one: Map, expected: Sequence[int]) -> Tensor:
     return dense
 
 
-def check_grid(judge: Judge, want: Tensor, have: Tensor, one: Map, **labels: Any) -> Check:
-    """Law 1: the dense map on its lattice is the original's."""
-    on_grid = sample_grid(have, one, want.shape[want.dim() - len(one.axes) :])
-    return judge(want, on_grid, law="grid", shape=tuple(have.shape), **labels)
+def check_grid(
+    judge: Judge, want: Tensor, have: Tensor, one: Map, image: tuple[int, ...] | None = None, **labels: Any
+) -> Check:
+    """Law 1: the dense map on its lattice is the original's.
+
+    Args:
+        image: spatial sizes of the input, where the map may be exact clear of the borders only.
+    """
+    shape, note = tuple(have.shape), ""
+    have = sample_grid(have, one, want.shape[want.dim() - len(one.axes) :])
+    if image is not None and not all(axis.exact for axis in one.axes):
+        want, have, note = clear_of_borders(want, have, one, image)
+    check = judge(want, have, law="grid", shape=shape, **labels)
+    return replace(check, note=note) if note else check
 
 
 def check_size(sizes: Sequence[int], have: Tensor, one: Map, labels: dict[str, Any]) -> Check:

@@ -116,7 +116,12 @@ class Shifts:
         return made
 
     def __call__(self, image: Tensor, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of :attr:`ends`.
+        """The tensors of :attr:`ends`; arguments as for :meth:`tensors`."""
+        found = self.tensors(image, given)
+        return {name: found[key] for name, key in self.ends.items()}
+
+    def tensors(self, image: Tensor, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All that follows from phases alone, by key.
 
         Args:
             image: [B, C, *spatial].
@@ -127,7 +132,7 @@ class Shifts:
         for key in self.reached:
             make = _merge if isinstance(self.steps[key].op, Merge) else _each
             found[key] = make(self.steps[key], found, ops)
-        return {name: together(found[key], self.steps[key].map) for name, key in self.ends.items()}
+        return {key: together(found[key], self.steps[key].map) for key in self.reached}
 
 
 def _each(step: Step, found: Mapping[str, Parts], ops: Ops) -> Parts:

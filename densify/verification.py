@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from densify.choose import Choice
 from densify.comparison import (
     DEFAULT_TOLERANCE,
     TOLERANCES,
@@ -29,15 +27,14 @@ from densify.comparison import (
 from densify.conversion import Dense, build, inverse
 from densify.errors import UsageError
 from densify.graphs.fx.trace import same_tensors
-from densify.maps import Map, Merged
+from densify.layerwise import located
+from densify.maps import Merged
 from densify.merge_laws import Merges, has_merges
-from densify.ops import AdaptivePool, Flatten, Identity
-from densify.parts import DenseParts
+from densify.originals import REFERENCE, Reference, rounding
+from densify.parts import DenseLayers, DenseParts
 from densify.planning import at_sizes
-from densify.plans import Plan
-from densify.recipe import Options, Origin
 from densify.samples import Sample
-from densify.sampling import check_size, clear_of_borders, sample_grid
+from densify.sampling import check_grid, check_size
 
 
 def verify(
@@ -65,7 +62,8 @@ def verify(
         atol: absolute errors up to this pass in any case.
 
     Returns:
-        A report that is true when every law that applies holds.
+        A report that is true when every law that applies holds. Where one fails, it names the first layer whose result
+        is not what that law says.
     """
     if not isinstance(dense, Dense):
         raise UsageError(f"verify checks a dense network against its original; this is a {type(dense).__name__}.")
@@ -84,6 +82,7 @@ def verify(
     checks = [_weights(original, dense)]
     with evaluating(original, dense, probe):
         reference = Reference(original, probe)
+        images: dict[str, Tensor] = {}
         merges = Merges(DenseParts(original, probe)) if has_merges(probe.plan) else None
         other = _other_form(probe)
         checks += reference.check(tolerance)
@@ -92,72 +91,20 @@ def verify(
             checks += _grid(reference, probe, x, name, tolerance)
             checks += _phases(reference, probe, other, x, name, tolerance)
             checks += merges.check(x, name, tolerance) if merges is not None else []
+            images[name] = x
             if probe is not dense:
                 checks += _averages(dense, probe, x, name, tolerance)
-    return Report(tuple(checks))
-
-
-class Reference:
-    """The function that a dense network must agree with on its grid."""
-
-    def __init__(self, original: nn.Module, dense: Dense) -> None:
-        self.original, self.options = original, dense.options
-        self.direct = dense.options.head in ("dense", "average") and not fixed_window(dense.plan)
-        self.plan = dense.plan
-
-    @cached_property
-    def convolutional(self) -> Dense:
-        """The original with its head converted and nothing else."""
-        options = Options(self.options.shape, Choice(layers=()), "full", self.options.head)
-        return build(same_tensors(self.original), options, Origin()).eval()
-
-    def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        """The original's outputs; vectors gain spatial axes of size 1."""
-        if not self.direct and not (self.options.head == "dense" and self._is_reference(x)):
-            return dict(named_outputs(self.convolutional(x.clone())))
-        made = dict(named_outputs(self.original(x.clone())))
-        return {name: _with_axes(value, self.plan.outputs.get(name)) for name, value in made.items()}
-
-    def in_double(self) -> Callable[[Tensor], dict[str, Tensor]]:
-        """The same function in float64."""
-        precise = copy.copy(self)
-        precise.__dict__.pop("convolutional", None)
-        precise.original = copy.deepcopy(self.original).double().eval()
-        return precise
-
-    def check(self, tolerance: Tolerance) -> list[Check]:
-        """Where the fully convolutional form stands for the original: it must be the original at the reference."""
-        if self.direct or self.options.head not in ("dense", "average"):
-            return []
-        generator = torch.Generator().manual_seed(0)
-        like = next(self.original.parameters())
-        x = torch.randn(self.options.shape, generator=generator, dtype=torch.float64).to(like)
-        expected = self(x)
-        actual = dict(named_outputs(self.convolutional(x.clone())))
-        judge = Judge(tolerance, lambda: _rounding(self, x, expected))
-        labels = {"law": "head", "input": "reference size", "runtime": "torch", "lattice": ()}
-        return [judge(expected[name], actual[name], output=name, **labels) for name in expected if name in actual]
-
-    def _is_reference(self, x: Tensor) -> bool:
-        return tuple(x.shape[1:]) == tuple(self.options.shape[1:])
-
-
-def fixed_window(plan: Plan) -> bool:
-    """Whether the head reads a window of fixed size, so that the original's class runs at the reference size alone."""
-    for step in plan.steps.values():
-        if isinstance(step.site.op, AdaptivePool) and isinstance(step.op, Identity):
-            return True
-        if isinstance(step.site.op, Flatten):
-            source = step.sources[0]
-            if not (source.collapsed or source.pooled or all(axis.statistic for axis in source.axes)):
-                return True
-    return False
+        report = Report(tuple(checks))
+        if report:
+            return report
+        images |= {} if reference.direct else {REFERENCE: reference.image}
+        return located(report, DenseLayers(reference, probe, merges), images, tolerance)
 
 
 def _grid(reference: Reference, dense: Dense, x: Tensor, name: str, tolerance: Tolerance) -> list[Check]:
     expected = reference(x)
     actual = dict(named_outputs(dense(x.clone())))
-    judge = Judge(tolerance, lambda: _rounding(reference, x, expected))
+    judge = Judge(tolerance, lambda: rounding(reference, x, expected))
     maps = at_sizes(dense.plan, tuple(x.shape[2:])).outputs
     # What does not depend on the image has no lattice and must be there all the same.
     constant = {key: value for key, value in expected.items() if key not in maps}
@@ -168,12 +115,7 @@ def _grid(reference: Reference, dense: Dense, x: Tensor, name: str, tolerance: T
         labels = {"output": key, "input": name, "runtime": "torch", "lattice": tuple(map(tuple, one.lattices))}
         sizes = want.shape[want.dim() - len(one.axes) :]
         if one.merged is Merged.NOT:
-            note = ""
-            on_grid = sample_grid(have, one, sizes)
-            if not all(axis.exact for axis in one.axes):
-                want, on_grid, note = clear_of_borders(want, on_grid, one, tuple(x.shape[2:]))
-            check = judge(want, on_grid, law="grid", shape=tuple(have.shape), **labels)
-            checks.append(replace(check, note=note) if note else check)
+            checks.append(check_grid(judge, want, have, one, tuple(x.shape[2:]), **labels))
         if dense.options.padding == "full":
             checks.append(check_size(sizes, have, one, labels))
     return checks
@@ -194,7 +136,7 @@ def _phases(
     if other is None:
         return []
     want, have = dict(named_outputs(other(x.clone()))), dict(named_outputs(dense(x.clone())))
-    judge = Judge(tolerance, lambda: _rounding(reference, x, reference(x)))
+    judge = Judge(tolerance, lambda: rounding(reference, x, reference(x)))
     labels = {"input": name, "runtime": "torch"}
     return [
         judge(
@@ -214,18 +156,6 @@ def _averages(dense: Dense, probe: Dense, x: Tensor, name: str, tolerance: Toler
     return [
         judge(full[key].flatten(-len(one.axes)).mean(-1), made[key], output=key, **labels) for key, one in maps.items()
     ]
-
-
-def _rounding(reference: Reference, x: Tensor, expected: Mapping[str, Tensor]) -> dict[str, float]:
-    """The reference's own error in its precision, against float64, per output."""
-    precise = reference.in_double()(x.double())
-    return {key: difference(precise[key], value)[1] for key, value in expected.items() if key in precise}
-
-
-def _with_axes(value: Tensor, one: Map | None) -> Tensor:
-    if one is None or not one.collapsed:
-        return value
-    return value.reshape(*value.shape, *[1] * len(one.axes))
 
 
 def _weights(original: nn.Module, dense: Dense) -> Check:

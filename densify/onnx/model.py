@@ -120,19 +120,7 @@ class OnnxModel:
 
     def copy(self) -> ir.Model:
         """The graph once more, with the same weights."""
-        model = self.graph
-        made = ir.Model(
-            model.graph.clone(),
-            ir_version=model.ir_version,
-            producer_name=model.producer_name,
-            producer_version=model.producer_version,
-            domain=model.domain,
-            model_version=model.model_version,
-            doc_string=model.doc_string,
-            metadata_props=dict(model.metadata_props),
-        )
-        made.meta.update(model.meta)
-        return made
+        return copied(self.graph)
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -299,6 +287,22 @@ def reference_shape(source: OnnxModel, size: Sequence[int] | None) -> tuple[int,
     """The shape of the image, [B, C, *spatial]; errors as :meth:`OnnxModel.shape_at`."""
     shape = source.shape_at(size)
     return tuple(shape[dim] for dim in spatial_dims(source.graph))
+
+
+def copied(model: ir.Model) -> ir.Model:
+    """A graph once more, with the same weights."""
+    made = ir.Model(
+        model.graph.clone(),
+        ir_version=model.ir_version,
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+        domain=model.domain,
+        model_version=model.model_version,
+        doc_string=model.doc_string,
+        metadata_props=dict(model.metadata_props),
+    )
+    made.meta.update(model.meta)
+    return made
 
 
 def at_opset(source: OnnxModel, version: int) -> OnnxModel:

@@ -16,17 +16,19 @@ from densify.comparison import TOLERANCES, Check, Judge, Report, Tolerance, diff
 from densify.errors import ConversionError, UsageError
 from densify.graphs.onnx.image import image_of, spatial_dims
 from densify.graphs.onnx.values import Values
+from densify.layerwise import located
 from densify.maps import Merged
 from densify.merge_laws import Merges, has_merges
 from densify.onnx.conversion import DenseOnnx
 from densify.onnx.file import raw_bytes
+from densify.onnx.layerwise import OnnxLayers
 from densify.onnx.model import OnnxModel
 from densify.onnx.parts import OnnxParts
 from densify.onnx.runtime import Outputs, Runtime, nudged, ordered, plain
+from densify.originals import REFERENCE, fixed_window
 from densify.planning import at_sizes
 from densify.samples import Sample
-from densify.sampling import check_size, clear_of_borders, sample_grid
-from densify.verification import fixed_window
+from densify.sampling import check_grid, check_size
 
 
 def verify_onnx_laws(
@@ -43,7 +45,7 @@ def verify_onnx_laws(
     phases, against the other form); law 4 (the weights). Where the head has a fixed window, the original at other sizes
     than the reference is the fully convolutional one, itself compared with the original at the reference. Where
     upsamplings average or resample, laws 1 to 3 are checked on the tensors in front of them, and what is made behind
-    against brute force over all shifts.
+    against brute force over all shifts. Where a law fails, the report names the first layer that diverges.
 
     Args:
         original: None for the dense graph's own source.
@@ -55,7 +57,7 @@ def verify_onnx_laws(
     tolerance, images = Tolerance(rtol, atol), [sample.tensor for sample in samples]
     checks = [_weights(source, dense)]
     probe = dense.changed(head="dense") if dense.options.head == "average" else dense
-    order = dense.reading.order
+    order, other, merges = dense.reading.order, None, None
     with Runtime(source.name) as runtime:
         reference = reference_graph(source, probe)
         if _stands_in(probe):
@@ -80,7 +82,12 @@ def verify_onnx_laws(
             averaged = runtime.run(dense.graph, order, images, optimised=True)
             for sample, full, have, judge in zip(samples, made, averaged, judges, strict=True):
                 checks += _averages(probe, sample, full, have, judge)
-    return Report(tuple(checks))
+        report = Report(tuple(checks))
+        if report:
+            return report
+        given = {sample.name: sample.tensor for sample in samples} | {REFERENCE: _reference_image(source, probe)}
+        found = OnnxLayers(runtime, source.graph, reference, probe, None if other is None else other.graph, merges)
+        return located(report, found, given, tolerance)
 
 
 def verify_half(single: DenseOnnx, half: DenseOnnx, samples: Sequence[Sample], tolerance: Tolerance) -> Report:
@@ -143,17 +150,21 @@ def reference_graph(source: OnnxModel, dense: DenseOnnx) -> ir.Model:
     return dense.changed(choice=Choice(layers=()), padding="full", form="dilated", merge="select").graph
 
 
+def _reference_image(source: OnnxModel, dense: DenseOnnx) -> Tensor:
+    return torch.randn(dense.options.shape, generator=torch.Generator().manual_seed(0)).to(source.dtype)
+
+
 def _head(
     runtime: Runtime, source: OnnxModel, dense: DenseOnnx, reference: ir.Model, tolerance: Tolerance
 ) -> list[Check]:
     """The fully convolutional graph is the original at the reference size."""
     if dense.options.head not in ("dense", "average"):
         return []
-    x = [torch.randn(dense.options.shape, generator=torch.Generator().manual_seed(0)).to(source.dtype)]
+    x = [_reference_image(source, dense)]
     order = dense.reading.order
     (want,), (have,) = (runtime.run(graph, order, x, optimised=False) for graph in (source.graph, reference))
     judge = _judge(runtime, reference, order, x[0], have, tolerance)
-    labels: dict[str, Any] = {"law": "head", "input": "reference size", "runtime": _runtime(False), "lattice": ()}
+    labels: dict[str, Any] = {"law": "head", "input": REFERENCE, "runtime": _runtime(False), "lattice": ()}
     return [judge(want[key], have[key].reshape(want[key].shape), output=key, **labels) for key in want if key in have]
 
 
@@ -174,11 +185,7 @@ def _grid(
         }  # fmt: skip
         sizes = expected.shape[2:]
         if one.merged is Merged.NOT:
-            on_grid, note = sample_grid(actual, one, sizes), ""
-            if not all(axis.exact for axis in one.axes):
-                expected, on_grid, note = clear_of_borders(expected, on_grid, one, image)
-            check = judge(expected, on_grid, law="grid", shape=tuple(actual.shape), **labels)
-            checks.append(check if not note else Check(**{**vars(check), "note": note}))
+            checks.append(check_grid(judge, expected, actual, one, image, **labels))
         if dense.options.padding == "full":
             checks.append(check_size(sizes, actual, one, labels))
     for key in want.keys() & have.keys() - dense.plan.outputs.keys():  # what does not depend on the image
