@@ -7,14 +7,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from densify.errors import UsageError
+from densify.facts import plain
 from densify.samples import Sample
+from densify.shown import Shown
 from densify.structure import named
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Largest relative error of equal networks, by dtype (docs/design.md, "When are two tensors equal?").
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
@@ -83,7 +88,7 @@ class Divergence:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Shown):
     """The result of a verification; true when there were checks and all passed.
 
     Attributes:
@@ -105,12 +110,20 @@ class Report:
         return tuple(check for check in self.checks if not check.passed)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists."""
-        return {
-            "passed": bool(self),
-            "checks": [asdict(check) for check in self.checks],
-            "divergence": None if self.divergence is None else asdict(self.divergence),
-        }
+        """As `densify verify --json` has it: plain numbers, texts, lists and dicts."""
+        found: dict[str, Any] = plain(
+            {
+                "passed": bool(self),
+                "checks": [asdict(check) for check in self.checks],
+                "divergence": None if self.divergence is None else asdict(self.divergence),
+            }
+        )
+        return found
+
+    def _show(self, screen: Console) -> None:
+        from densify.display import show_report
+
+        show_report(self.to_dict(), screen)
 
 
 @dataclass(frozen=True)

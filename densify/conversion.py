@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,33 +19,23 @@ from densify.graphs.fx.read import Names, network
 from densify.graphs.fx.trace import copied, on_meta, same_tensors, trace
 from densify.graphs.fx.write import ancestors
 from densify.heads import HEADS, apply_head
-from densify.lattice import PADDINGS, number
-from densify.maps import Lattices, Map
+from densify.lattice import PADDINGS
+from densify.maps import Lattices, Position, positions
 from densify.merging import MERGES
 from densify.planning import walk
-from densify.plans import Network, Plan
+from densify.plans import Network, Plan, Survey
 from densify.recipe import Options, Origin, Recipe, digests
+from densify.shown import Shown
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 FORMS = {"dilated": DilatedWriter, "fragments": FragmentWriter}
 
 Example = Tensor | Sequence[int]
 
 
-class Position(NamedTuple):
-    """Where the samples of one output axis look, in input pixels; pixel i covers [i - 0.5, i + 0.5].
-
-    Attributes:
-        step: between neighbouring samples.
-        first: centre of what sample 0 sees, or None where it sees the whole (shifted) image.
-        receptive_field: extent of what a sample sees, or None for the whole image.
-    """
-
-    step: int | float
-    first: float | None
-    receptive_field: int | None
-
-
-class Dense(nn.Module):
+class Dense(Shown, nn.Module):
     """A dense equivalent network.
 
     Its parameters and buffers are those of the original, under the same names: a checkpoint of the one is a
@@ -126,6 +116,18 @@ class Dense(nn.Module):
         places = {name: tuple(tuple(axis) for axis in axes) for name, axes in self.positions.items()}
         return Recipe("dense", self.origin, self.options, self.plan.layers, self.lattices, places)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What was converted and where predictions lie, as `densify convert --json` has it."""
+        from densify.facts import dense_facts, plain
+
+        facts: dict[str, Any] = plain(dense_facts(self))
+        return facts
+
+    def _show(self, screen: Console) -> None:
+        from densify.display import show_dense
+
+        show_dense({"model": self.origin.model or type(self.source).__name__, **self.to_dict()}, screen)
+
     def with_head(self, head: str) -> Dense:
         """The same network, sharing its tensors, with another head."""
         return build(same_tensors(self.source), replace(self.options, head=head), self.origin)
@@ -140,16 +142,6 @@ class Dense(nn.Module):
 
     def extra_repr(self) -> str:
         return f"lattices={self.lattices}, chosen={', '.join(self.plan.layers) or 'head only'}"
-
-
-def positions(one: Map) -> tuple[Position, ...]:
-    """Positions of a map's samples."""
-    return tuple(
-        Position(number(axis.pitch), None, None)
-        if axis.field is None
-        else Position(number(axis.pitch), axis.field.centre, axis.field.extent)
-        for axis in one.axes
-    )
 
 
 def convert(
@@ -222,10 +214,12 @@ def plan(
     return Conversion(model, Options(shape_of(example), choice, padding, head, form, merge), example).plans[False]
 
 
-def inspect(model: nn.Module, example: Example) -> Plan:
+def inspect(model: nn.Module, example: Example) -> Survey:
     """The original's own geometry, as a plan in which nothing is changed."""
     tensor = example if isinstance(example, Tensor) else blank(model, shape_of(example))
-    return survey(network(trace(model, tensor, training=False), model, training=False))
+    found = survey(network(trace(model, tensor, training=False), model, training=False))
+    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_modules()}
+    return Survey.of(found, counts, counts[""])
 
 
 def inverse(dense: Dense, *, share: bool = False) -> nn.Module:

@@ -5,12 +5,16 @@ The functions take the documents that the commands print as JSON. Nothing is cut
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from densify import tables
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Document = Mapping[str, Any]
 
@@ -41,12 +45,12 @@ def installed_version() -> str:
 # ---- what the commands show ----------------------------------------------------------------------
 
 
-def show_report(document: Document, *, verbose: bool = False) -> None:
+def show_report(document: Document, screen: Console | None = None, *, verbose: bool = False) -> None:
     """The verification table, what its checks mean, and PASSED or FAILED with counts as the last line.
 
     Checks of several inputs that passed share a row, which shows the worst of them, unless `verbose`.
     """
-    screen, checks = tables.screen(), document["checks"]
+    screen, checks = screen or tables.screen(), document["checks"]
     tables.put(screen, tables.fitting(screen, check_rows(checks, verbose=verbose), _PAIRS))
     screen.print()
     for remark in check_remarks(checks):
@@ -60,24 +64,37 @@ def show_report(document: Document, *, verbose: bool = False) -> None:
         tables.line(screen, f"FAILED: {failed} of {_count(len(checks), 'check')}", "bold red")
 
 
-def show_conversion(document: Document, *, verbose: bool = False) -> None:
+def show_conversion(document: Document, screen: Console | None = None, *, verbose: bool = False) -> None:
     """What was converted, then the verification."""
-    screen = tables.screen()
+    screen = screen or tables.screen()
+    show_dense(document, screen)
+    screen.print()
+    show_report(document, screen, verbose=verbose)
+
+
+def show_dense(document: Document, screen: Console) -> None:
+    """What was converted."""
     chosen = document["chosen"]
     tables.line(screen, f"{document['model']}: {_strides(chosen)}")
     for name, axes in document["lattices"].items():
         if axes:
             density = _MERGED.get(document["merged"][name], _density(axes))
             tables.line(screen, f"{name}: {density}{_places(document['positions'].get(name, ()))}")
-    if document.get("follows_size"):
+    if document["follows_size"]:
         tables.line(screen, _FOLLOWS_SIZE.format(_shape(document["follows_size"])))
-    screen.print()
-    show_report(document, verbose=verbose)
 
 
-def show_inverse(document: Document, *, verbose: bool = False) -> None:
+def show_file(document: Document, screen: Console) -> None:
+    """An ONNX file as it is."""
+    image = "x".join("?" if size is None else str(size) for size in document["image"])
+    kind = "a dense graph" if document["dense"] else "a graph"
+    parameters = _count(document["parameters"], "parameter")
+    tables.line(screen, f"{document['name']}: {kind} of opset {document['opset']}, image {image}, {parameters}")
+
+
+def show_inverse(document: Document, screen: Console | None = None, *, verbose: bool = False) -> None:
     """Which parameters changed, then the verification."""
-    screen, changed = tables.screen(), document["changed"]
+    screen, changed = screen or tables.screen(), document["changed"]
     total = document["parameters"]
     if not changed:
         tables.line(
@@ -96,16 +113,16 @@ def show_inverse(document: Document, *, verbose: bool = False) -> None:
         if plain:
             tables.line(screen, "--weights SOURCE tells by how much")
     screen.print()
-    show_report(document, verbose=verbose)
+    show_report(document, screen, verbose=verbose)
 
 
-def show_layers(document: Document) -> None:
+def show_layers(document: Document, screen: Console | None = None) -> None:
     """The layers, the strided ones marked."""
-    screen = tables.screen()
+    screen = screen or tables.screen()
     size = _shape(document["input_size"])
     strided = sum(layer["strided"] for layer in document["layers"])
     tables.line(
-        screen, f"{document['model']} at {size}: {document['parameters']:,} parameters, {strided} strided layers (*)"
+        screen, f"{_name(document)} at {size}: {document['parameters']:,} parameters, {strided} strided layers (*)"
     )
     screen.print()
     rows = [_layer(layer) for layer in document["layers"]]
@@ -119,10 +136,10 @@ def show_layers(document: Document) -> None:
     tables.put(screen, table, whole=True)
 
 
-def show_plan(document: Document) -> None:
+def show_plan(document: Document, screen: Console | None = None) -> None:
     """What would change, the outputs, the cost, and what there is to beware of."""
-    screen = tables.screen()
-    tables.line(screen, f"{document['model']} at {_shape(document['input_size'])}: {_strides(document['chosen'])}")
+    screen = screen or tables.screen()
+    tables.line(screen, f"{_name(document)} at {_shape(document['input_size'])}: {_strides(document['chosen'])}")
     screen.print()
     if document["changes"]:
         tables.put(screen, tables.table(change_rows(document)), whole=True)
@@ -223,7 +240,7 @@ def _grouped(checks: Sequence[Document]) -> list[list[Document]]:
     for index, check in enumerate(checks):
         key = (check["law"], check["output"], check["runtime"], None if check["passed"] else index)
         groups.setdefault(key, []).append(check)
-    return [sorted(group, key=lambda check: -check["relative"]) for group in groups.values()]
+    return [sorted(group, key=lambda check: -_finite(check["relative"])) for group in groups.values()]
 
 
 def _check(check: Document, *others: Document) -> dict[str, str]:
@@ -238,8 +255,8 @@ def _check(check: Document, *others: Document) -> dict[str, str]:
         "runtime": check["runtime"],
         "original": _shape(check["expected"]),
         "dense": _shape(check["actual"]),
-        "max abs": _error(check["absolute"]) if numbers else "",
-        "max rel": _error(check["relative"]) if numbers else "",
+        "max abs": _error(_finite(check["absolute"])) if numbers else "",
+        "max rel": _error(_finite(check["relative"])) if numbers else "",
         "tolerance": _error(check["tolerance"]) if numbers else "",
         "worst at": ",".join(map(str, check["worst"])) if check["absolute"] else "",
     }
@@ -316,6 +333,12 @@ def _merge(merge: Document) -> str:
     return f"{verb} of a map with a sample every {_axes(merge['step'])} pixels (eST {before} -> {after})"
 
 
+def _name(document: Document) -> str:
+    """Of a model; in Python it is an object."""
+    name: str = document.get("model", "the model")
+    return name
+
+
 def _of(check: Document) -> str:
     return f"{check['law']} of {check['output']}"
 
@@ -329,7 +352,7 @@ def _divergence(found: Document) -> str:
     phase = f" in phase {','.join(map(str, found['phase']))}" if any(found["phase"]) else ""
     if not found["worst"]:
         return f"{named}: shape {_shape(found['actual'])}, the original's is {_shape(found['expected'])}"
-    errors = f"{_error(found['absolute'])} ({_error(found['relative'])} of the largest value)"
+    errors = f"{_error(_finite(found['absolute']))} ({_error(_finite(found['relative']))} of the largest value)"
     place = ",".join(map(str, found["worst"]))
     return f"{named}: off by {errors} at {place}{phase}; precision allows {_error(found['tolerance'])}"
 
@@ -392,6 +415,11 @@ def _lattice(axes: Sequence[Document]) -> str:
     strides = _shape([axis["stride"] for axis in axes])
     offsets = [axis["offset"] for axis in axes]
     return f"{strides} from {','.join(map(str, offsets))}" if any(offsets) else strides
+
+
+def _finite(value: float | None) -> float:
+    """JSON has no infinity: null stands for it."""
+    return math.inf if value is None else value
 
 
 def _error(value: float | None) -> str:

@@ -25,7 +25,7 @@ from densify.onnx.model import OnnxModel
 from densify.onnx.packing import inverse_onnx
 from densify.onnx.verification import verify_onnx_laws
 from densify.onnx.writing import export_graph, save_graph
-from densify.plans import Plan
+from densify.plans import Plan, Survey
 from densify.recipe import Recipe
 from densify.samples import Sample
 
@@ -76,7 +76,7 @@ def plan(model: nn.Module | File, example: Example | None = None, **how: Unpack[
     return OnnxConversion(source, options_of(source, _size(example), **how)).plan
 
 
-def inspect(model: nn.Module | File, example: Example | None = None) -> Plan:
+def inspect(model: nn.Module | File, example: Example | None = None) -> Survey:
     """The original's own geometry, as a plan in which nothing is changed."""
     if isinstance(model, nn.Module):
         return conversion.inspect(model, _needed(example))

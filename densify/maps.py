@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import NamedTuple
 
-from densify.lattice import Axis, Lattice
+from densify.lattice import Axis, Lattice, number
 
 
 class Layout(Enum):
@@ -89,3 +90,27 @@ class Map:
 
     def with_axes(self, axes: tuple[Axis, ...]) -> Map:
         return replace(self, axes=axes)
+
+
+class Position(NamedTuple):
+    """Where the samples of one output axis look, in input pixels; pixel i covers [i - 0.5, i + 0.5].
+
+    Attributes:
+        step: between neighbouring samples.
+        first: centre of what sample 0 sees, or None where it sees the whole (shifted) image.
+        receptive_field: extent of what a sample sees, or None for the whole image.
+    """
+
+    step: int | float
+    first: float | None
+    receptive_field: int | None
+
+
+def positions(one: Map) -> tuple[Position, ...]:
+    """Positions of a map's samples."""
+    return tuple(
+        Position(number(axis.pitch), None, None)
+        if axis.field is None
+        else Position(number(axis.pitch), axis.field.centre, axis.field.extent)
+        for axis in one.axes
+    )

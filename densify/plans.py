@@ -6,12 +6,17 @@ A :class:`Network` is what the readers make of a torch.fx or ONNX graph, and :fu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from math import prod
+from typing import TYPE_CHECKING, Any
 
 from densify.lattice import Axis
 from densify.maps import Lattices, Layout, Map
 from densify.ops import Merge, Op, PhaseWise, Transposed, Windowed
+from densify.shown import Shown
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ Chosen = frozenset[tuple[str, int]]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Shown):
     """What would change, and where everything comes to lie.
 
     Attributes:
@@ -107,6 +112,24 @@ class Plan:
     def __repr__(self) -> str:
         chosen = ", ".join(self.layers) or "head only"
         return f"Plan(lattices={self.lattices}, chosen={chosen}, {len(self.steps)} steps)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What would change and cost, as `densify plan --json` has it: plain numbers, texts, lists and dicts."""
+        from densify.facts import plain, plan_facts
+
+        facts: dict[str, Any] = plain(plan_facts(self))
+        return facts
+
+    def _show(self, screen: Console) -> None:
+        from densify.display import show_plan
+
+        show_plan(self.to_dict(), screen)
+
+    @property
+    def input_size(self) -> list[int]:
+        """Of the image at the reference, [C, *spatial]."""
+        (shape,) = (site.shape for site in self.network.sites.values() if site.op is None)
+        return list(shape or ())[1:]
 
     @property
     def outputs(self) -> dict[str, Map]:
@@ -155,6 +178,44 @@ class Plan:
     def merges(self) -> dict[str, str]:
         """The upsamplings that meet a denser map, and what they do: "select", "average" or "resample"."""
         return {step.site.layer: step.op.how for step in self.steps.values() if isinstance(step.op, Merge)}
+
+
+@dataclass(frozen=True, repr=False)
+class Survey(Plan):
+    """An original's own geometry: a plan in which nothing is changed.
+
+    Attributes:
+        parameters: their number by the name of a layer or block.
+        total: of all of them.
+    """
+
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    total: int = 0
+
+    def __repr__(self) -> str:
+        strided = ", ".join(layer["name"] for layer in self.to_dict()["layers"] if layer["strided"])
+        return f"Survey({len(self.steps)} steps, strided={strided or 'none'})"
+
+    def to_dict(self, *, every: bool = False) -> dict[str, Any]:
+        """The layers, as `densify inspect --json` has them.
+
+        Args:
+            every: pointwise ones too.
+        """
+        from densify.facts import plain, survey_facts
+
+        facts: dict[str, Any] = plain(survey_facts(self, every=every))
+        return facts
+
+    def _show(self, screen: Console) -> None:
+        from densify.display import show_layers
+
+        show_layers(self.to_dict(), screen)
+
+    @staticmethod
+    def of(plan: Plan, parameters: Mapping[str, int], total: int) -> Survey:
+        """A plan in which nothing is changed, with numbers of parameters."""
+        return Survey(**{one.name: getattr(plan, one.name) for one in fields(Plan)}, parameters=parameters, total=total)
 
 
 def _computed(axes: tuple[Axis, ...], op: Op | None) -> list[int]:

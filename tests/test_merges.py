@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 import densify
 from densify import layers
-from densify.conversion import positions
 from densify.errors import RefusedError
-from densify.maps import Lattices, Merged
+from densify.maps import Lattices, Merged, positions
 
 
 class Scores(nn.Module):

@@ -136,10 +136,7 @@ def _results(voice: o.Voice, model: str, dense: Dense, report: Report, written: 
     document = {
         "command": "convert",
         "model": model,
-        "chosen": list(dense.plan.layers),
-        "lattices": {name: [axis._asdict() for axis in axes] for name, axes in dense.lattices.items()},
-        "merged": {name: axes.merged for name, axes in dense.lattices.items()},
-        "positions": {name: [axis._asdict() for axis in axes] for name, axes in dense.positions.items()},
+        **dense.to_dict(),
         "written": [str(path) for path in written],
         **report.to_dict(),
     }

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import typer
 
-from densify.cli.facts import graph_layers, plan_facts
 from densify.cli.options import Run, Voice
 from densify.cli.running import emit
 from densify.comparison import Tolerance
@@ -134,11 +133,7 @@ def convert(
     document = {
         "command": "convert",
         "model": text,
-        "chosen": list(dense.plan.layers),
-        "lattices": {name: [axis._asdict() for axis in axes] for name, axes in dense.lattices.items()},
-        "merged": {name: axes.merged for name, axes in dense.lattices.items()},
-        "positions": {name: [axis._asdict() for axis in axes] for name, axes in dense.positions.items()},
-        "follows_size": list(dense.options.shape[2:]) if dense.plan.follows_size else None,
+        **dense.to_dict(),
         "written": written,
         **report.to_dict(),
     }
@@ -225,19 +220,12 @@ def inspect(text: str, size: Sequence[int] | None, voice: Voice) -> None:
     """`densify inspect` of an ONNX file."""
     source, known = _original(text, voice)
     asked, size = size, size or known
-    geometry = survey_onnx(source, size)
-    found = graph_layers(geometry, source.parameters, every=voice.verbose)
+    found = survey_onnx(source, size).to_dict(every=voice.verbose)
     from densify.display import show_layers
 
-    document = {
-        "command": "inspect",
-        "model": text,
-        "input_size": list(reference_shape(source, size)[1:]),
-        "parameters": source.total,
-        "layers": found,
-    }
+    document = {"command": "inspect", "model": text, **found}
     emit(voice, document, lambda: show_layers(document))
-    strided = [layer for layer in found if layer["strided"]]
+    strided = [layer for layer in found["layers"] if layer["strided"]]
     if strided:
         name = shlex.quote(text) + (f" --input-size {','.join(map(str, asked))}" if asked else "")
         deepest = max(strided, key=lambda layer: layer["step"])
@@ -256,7 +244,7 @@ def plan(
     made = OnnxConversion(source, options).plan
     from densify.display import show_plan
 
-    document = {"command": "plan", "model": text, "input_size": list(options.shape[1:]), **plan_facts(made)}
+    document = {"command": "plan", "model": text, **made.to_dict()}
     emit(voice, document, lambda: show_plan(document))
 
 

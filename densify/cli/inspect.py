@@ -27,7 +27,6 @@ def inspect(
     """
     size, voice = o.size(input_size), o.Voice(json, verbose, quiet)
 
-    from densify.cli.facts import layers
     from densify.cli.models import Asked, is_graph, surveyed
     from densify.conversion import inspect as survey
     from densify.display import show_layers
@@ -39,16 +38,9 @@ def inspect(
         graphs.inspect(model, size, voice)
         return
     built, wanted = surveyed(Asked(model, arguments=tuple(model_arg or ())), size, reference, trust_code)
-    geometry = survey(built, (1, *wanted))
-    found = layers(geometry, built, every=verbose)
-    document = {
-        "command": "inspect",
-        "model": model,
-        "input_size": list(wanted),
-        "parameters": sum(p.numel() for p in built.parameters()),
-        "layers": found,
-    }
+    found = survey(built, (1, *wanted)).to_dict(every=verbose)
+    document = {"command": "inspect", "model": model, **found}
     emit(voice, document, lambda: show_layers(document))
-    if any(layer["strided"] for layer in found):
+    if any(layer["strided"] for layer in found["layers"]):
         name = shlex.quote(model)
         voice.next(f"densify plan {name} --start LAYER", f"densify plan {name} --output-stride 8")

@@ -36,7 +36,6 @@ def plan(
     how = o.rewriting(padding, head, form, merge)
     size, voice = o.size(input_size), o.Voice(json, verbose, quiet)
 
-    from densify.cli.facts import plan_facts
     from densify.cli.models import Asked, is_graph, refuse_any_size, surveyed
     from densify.conversion import plan as made
     from densify.display import show_plan
@@ -51,5 +50,5 @@ def plan(
     built, wanted = surveyed(Asked(model, arguments=tuple(model_arg or ())), size, reference, trust_code)
     chosen = {"start": picked.start, "layers": picked.layers, "output_stride": picked.output_stride}
     found = made(built, (1, *wanted), **chosen, **how)  # type: ignore[arg-type]
-    document = {"command": "plan", "model": model, "input_size": list(wanted), **plan_facts(found)}
+    document = {"command": "plan", "model": model, **found.to_dict()}
     emit(voice, document, lambda: show_plan(document))

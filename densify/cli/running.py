@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -60,15 +59,8 @@ def _unexpected(error: Exception) -> str:
 def emit(voice: Voice, document: Mapping[str, Any], show: Callable[[], None]) -> None:
     """The results on stdout: the document as JSON where that is asked for, else what `show` prints."""
     if voice.json:
-        typer.echo(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False))
+        from densify.facts import plain
+
+        typer.echo(json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False))
     else:
         show()
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no infinity: what is not finite becomes null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,36 +5,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
 
 from densify.choose import Choice, check, choose, survey, thresholds
-from densify.conversion import Position, check_options, positions
+from densify.conversion import check_options
 from densify.errors import CheckpointError, TargetError, UsageError
+from densify.facts import dense_facts, plain
 from densify.graphs.onnx.dilated import DilatedWriter
 from densify.graphs.onnx.fragments import FragmentWriter
 from densify.graphs.onnx.image import spatial_dims
 from densify.graphs.onnx.read import Reading, read
 from densify.heads import apply_head
-from densify.maps import Lattices
+from densify.maps import Lattices, Position, positions
 from densify.onnx.file import raw_bytes, unmap
 from densify.onnx.graph import fold_sizes
 from densify.onnx.half import graph_to_half
 from densify.onnx.model import OnnxModel, at_opset, reference_shape
 from densify.onnx.packing import inverse_onnx
 from densify.planning import walk
-from densify.plans import Plan
+from densify.plans import Plan, Survey
 from densify.recipe import Options, Origin, Recipe, digest_of
+from densify.shown import Shown
 from densify.targets import Target
 from densify.targets import check as check_target
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 FORMS = {"dilated": DilatedWriter, "fragments": FragmentWriter}
 
 
 @dataclass(frozen=True)
-class DenseOnnx:
+class DenseOnnx(Shown):
     """A dense equivalent of an ONNX graph. Made by :func:`convert_onnx`.
 
     Attributes:
@@ -76,6 +81,16 @@ class DenseOnnx:
     def __repr__(self) -> str:
         chosen = ", ".join(self.plan.layers) or "head only"
         return f"DenseOnnx({self.source.name}, lattices={self.lattices}, chosen={chosen})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was converted and where predictions lie, as `densify convert --json` has it."""
+        facts: dict[str, Any] = plain(dense_facts(self))
+        return facts
+
+    def _show(self, screen: Console) -> None:
+        from densify.display import show_dense
+
+        show_dense({"model": self.source.name, **self.to_dict()}, screen)
 
     def changed(self, **options: object) -> DenseOnnx:
         """The same graph, converted with other options."""
@@ -263,9 +278,9 @@ def _digest(tensor: ir.TensorProtocol) -> str:
     return made
 
 
-def survey_onnx(source: OnnxModel, size: Sequence[int] | None = None) -> Plan:
+def survey_onnx(source: OnnxModel, size: Sequence[int] | None = None) -> Survey:
     """The graph's own geometry, as a plan in which nothing is changed."""
-    return survey(read(source.graph, source.shape_at(size)).network)
+    return Survey.of(survey(read(source.graph, source.shape_at(size)).network), source.parameters, source.total)
 
 
 def opened(file: OnnxModel) -> DenseOnnx:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_ir as ir
@@ -20,7 +21,11 @@ from densify.graphs.onnx.image import image_of, refuse_foreign, spatial_dims
 from densify.onnx.file import DTYPES, load_onnx, raw_bytes, read_metadata, save_onnx, unmap
 from densify.onnx.graph import make_constant
 from densify.recipe import Recipe
+from densify.shown import Shown
 from densify.weights import RECIPE_KEY
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ORIGINAL_KEY = "densify.original"
 """The metadata entry of a dense file that holds the graph it was made from, less the weights: they are the file's."""
@@ -42,7 +47,7 @@ class _Folder:
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
-class OnnxModel:
+class OnnxModel(Shown):
     """An ONNX graph with its weights, as it is in a file.
 
     Attributes:
@@ -56,6 +61,21 @@ class OnnxModel:
 
     def __repr__(self) -> str:
         return f"OnnxModel({self.name})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the file is, in plain numbers, texts and lists; sizes of the image that it leaves open are None."""
+        return {
+            "name": self.name,
+            "dense": self.is_dense,
+            "opset": self.opset,
+            "image": list(self.declared()),
+            "parameters": self.total,
+        }
+
+    def _show(self, screen: Console) -> None:
+        from densify.display import show_file
+
+        show_file(self.to_dict(), screen)
 
     @staticmethod
     def load(path: str | Path) -> OnnxModel:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from math import gcd
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from densify.conversion import positions
 from densify.lattice import DenseWindow, number
+from densify.maps import positions
 from densify.ops import (
     AdaptivePool,
     Channelwise,
@@ -25,19 +24,50 @@ from densify.ops import (
     ShapeOf,
     Windowed,
 )
-from densify.plans import Plan, Step
+from densify.plans import Plan, Step, Survey
+
+if TYPE_CHECKING:
+    from densify.conversion import Dense
+    from densify.onnx.conversion import DenseOnnx
 
 Facts = dict[str, Any]
 
 
-def layers(plan: Plan, model: nn.Module, *, every: bool = False) -> list[Facts]:
-    """One entry per layer that moves or joins samples; pointwise ones too where `every` asks."""
-    modules = dict(model.named_modules())
-    return graph_layers(plan, {n: sum(p.numel() for p in m.parameters()) for n, m in modules.items()}, every=every)
+def plain(value: Any) -> Any:
+    """What JSON can say: lists for tuples, and null for what is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def graph_layers(plan: Plan, parameters: Mapping[str, int], *, every: bool = False) -> list[Facts]:
-    """As :func:`layers`, with the number of parameters by the layer's name; one without is a function."""
+def survey_facts(survey: Survey, *, every: bool = False) -> Facts:
+    """What there is in an original: its layers."""
+    return {
+        "input_size": survey.input_size,
+        "parameters": survey.total,
+        "layers": layers(survey, survey.parameters, every=every),
+    }
+
+
+def dense_facts(dense: Dense | DenseOnnx) -> Facts:
+    """What was converted, and where its predictions lie."""
+    return {
+        "chosen": list(dense.plan.layers),
+        "lattices": {name: [axis._asdict() for axis in axes] for name, axes in dense.lattices.items()},
+        "merged": {name: axes.merged for name, axes in dense.lattices.items()},
+        "positions": {name: [axis._asdict() for axis in axes] for name, axes in dense.positions.items()},
+        "follows_size": list(dense.options.shape[2:]) if dense.plan.follows_size else None,
+    }
+
+
+def layers(plan: Plan, parameters: Mapping[str, int], *, every: bool = False) -> list[Facts]:
+    """One entry per layer that moves or joins samples; pointwise ones too where `every` asks.
+
+    Args:
+        parameters: their number by the layer's name; a layer without is a function.
+    """
     skipped = () if every else (Pointwise, Channelwise, Rows, ShapeOf)
     return [
         _layer(step, parameters)
@@ -71,6 +101,7 @@ def plan_facts(plan: Plan) -> Facts:
     """What would change, where the outputs come to lie, and what it would cost."""
     before, after = plan.cost
     return {
+        "input_size": plan.input_size,
         "padding": plan.padding,
         "head": plan.head,
         "chosen": list(plan.layers),
