@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 @command
 def convert(
+    context: typer.Context,
     model: o.ModelArgument,
     start: o.StartOption = None,
     layer: o.LayerOption = None,
     output_stride: o.StrideOption = None,
     head_only: o.HeadOnlyOption = False,
+    like: o.LikeOption = None,
     output: o.OutputOption = None,
     weights: o.WeightsOption = None,
     pretrained: o.PretrainedOption = False,
@@ -61,8 +63,8 @@ def convert(
 ) -> None:
     """Make a model dense, verify it, and write it.
 
-    Choose what becomes dense by one of --start, --layer, --output-stride and --head-only. Nothing is written unless
-    every check passes, in torch and, for .onnx outputs, in ONNX Runtime.
+    Choose what becomes dense by one of --start, --layer, --output-stride, --head-only and --like. Nothing is written
+    unless every check passes, in torch and, for .onnx outputs, in ONNX Runtime.
 
     Example: densify convert torchvision:vgg16 --pretrained --start features.23 -o dense.safetensors -o dense.onnx
     """
@@ -71,9 +73,17 @@ def convert(
         raise UsageError("no output: name one with -o FILE (.safetensors, .pth or .onnx), or try with --dry-run")
     check_writable(outputs, overwrite)
     o.check_has_onnx(outputs, static=static, half=half)
-    o.check_inputs_stay(outputs, weights, Path(model))
-    picked = o.choice(start, layer, output_stride, head_only)
+    o.check_inputs_stay(outputs, weights, Path(model), like)
+    how = o.rewriting(padding, head, form, merge)
     size, means, stds = o.size(input_size), o.numbers(mean, "--mean"), o.numbers(std, "--std")
+    if like is None:
+        picked = o.choice(start, layer, output_stride, head_only)
+    else:
+        from densify.cli.like import REWRITING, rewriting_of
+
+        recipe = o.like(like, start, layer, output_stride, head_only)
+        picked, how = recipe.options.choice, rewriting_of(recipe, how, o.explicit(context, REWRITING))
+        size, means, stds = size or recipe.options.shape[1:], means or recipe.origin.mean, stds or recipe.origin.std
     run = o.Run(device, dtype, rtol, atol, seed, tuple(sample or ()))
     voice = o.Voice(json, verbose, quiet)
 
@@ -89,9 +99,8 @@ def convert(
         given: dict[str, object] = {"--weights": weights, "--pretrained": pretrained, "--init": init}
         given |= {"--model-arg": model_arg, "--dtype": dtype, "--device": device != "cpu"}
         graphs.refuse_options(model, given)
-        how = o.rewriting(padding, head, form, merge)
         graphs.convert(
-            model, picked, size, (means, stds), how, outputs, run, voice, target=onnx.target, opset=opset,
+            model, picked, size, (means, stds), how, outputs, run, voice, like=like, target=onnx.target, opset=opset,
             any_size=any_size, static=static, half=half, overwrite=overwrite, dry_run=dry_run, keep_failed=keep_failed,
         )  # fmt: skip
         return
@@ -101,7 +110,7 @@ def convert(
     found = with_preprocessing(asked.resolve(), means, stds)
     shape = (1, *known_size(size, found))
     o.check_channels(found.mean, found.std, shape[1])
-    dense = _build(asked, found, Options(shape, picked, **o.rewriting(padding, head, form, merge)), voice)
+    dense = _build(asked, found, Options(shape, picked, **how), voice, like)
     samples = checking.inputs(run, shape[1:], found.mean, found.std, dense)
     report = checking.check_laws(None, dense, samples, run, voice)
     writing = checking.Writing(dense, dense.recipe, shape, samples, run, voice, onnx, keep_failed, static, half)
@@ -117,8 +126,9 @@ def convert(
         voice.next(*_next(outputs, asked, found))
 
 
-def _build(asked: Asked, found: ModelReference, options: Options, voice: o.Voice) -> Dense:
+def _build(asked: Asked, found: ModelReference, options: Options, voice: o.Voice, like: Path | None) -> Dense:
     """The dense network around the original's own tensors: there is no second copy of them."""
+    from densify.cli.like import fitting
     from densify.conversion import build
     from densify.recipe import Origin, digests
 
@@ -127,7 +137,8 @@ def _build(asked: Asked, found: ModelReference, options: Options, voice: o.Voice
         found.portable, found.arguments, found.sha256, found.mean, found.std, digests(original.state_dict())
     )
     voice.say("converting")
-    return build(original, options, origin)
+    with fitting(like, asked.model):
+        return build(original, options, origin)
 
 
 def _results(voice: o.Voice, model: str, dense: Dense, report: Report, written: Sequence[Path]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import typer
 
+from densify.cli.like import fitting
 from densify.cli.options import Run, Voice
 from densify.cli.running import emit
 from densify.comparison import Tolerance
@@ -87,6 +88,7 @@ def convert(
     run: Run,
     voice: Voice,
     *,
+    like: Path | None,
     target: Target,
     opset: int | None,
     any_size: bool,
@@ -109,9 +111,10 @@ def convert(
         own if asked is None else tuple(asked)
         for asked, own in zip(preprocessing, (origin.mean, origin.std), strict=True)
     )
-    options, origin = options_of(source, size, **asdict(choice), **how), replace(origin, mean=mean, std=std)
     voice.say("converting")
-    dense = build_for(source, options, origin, target, opset=opset, static=static)
+    with fitting(like, text):
+        options, origin = options_of(source, size, **asdict(choice), **how), replace(origin, mean=mean, std=std)
+        dense = build_for(source, options, origin, target, opset=opset, static=static)
     if dense.options.form != how["form"]:
         voice.say(f"in the {dense.options.form} form, as the target {target.name} takes it")
     if dense.opset != source.opset:

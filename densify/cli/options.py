@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from densify.choose import Choice
+    from densify.recipe import Recipe
 
 
 class Padding(StrEnum):
@@ -95,6 +96,10 @@ StrideOption = Annotated[
     typer.Option("--output-stride", metavar="N", help="Remove every stride that leads past a step of N input pixels."),
 ]
 HeadOnlyOption = Annotated[bool, typer.Option("--head-only", help="Remove none: make the classifier convolutional.")]
+LikeOption = Annotated[
+    Path | None,
+    typer.Option("--like", metavar="FILE", help="Repeat the choices of a file that densify wrote, sizes too."),
+]
 PaddingOption = Annotated[
     Padding,
     typer.Option("--padding", help="full: eST times the samples; valid: no far side; same: as in the paper."),
@@ -224,6 +229,28 @@ def choice(start: str | None, layers: list[str] | None, output_stride: int | Non
             "--head-only. `densify inspect MODEL` lists the layers"
         )
     return Choice(start, () if head_only else tuple(layers) if layers else None, output_stride)
+
+
+def like(path: Path, start: str | None, layers: list[str] | None, output_stride: int | None, head_only: bool) -> Recipe:
+    """The recipe of a file whose choices are repeated.
+
+    Raises:
+        UsageError: layers are chosen as well, or there is no such file.
+        CheckpointError: densify did not write it.
+    """
+    flags = {"--start": start, "--layer": layers, "--output-stride": output_stride, "--head-only": head_only}
+    given = [flag for flag, value in flags.items() if value]
+    if given:
+        raise UsageError(f"--like {path}: brings its own layers; leave {' and '.join(given)} out")
+    from densify.cli.like import recipe_in
+
+    return recipe_in(path)
+
+
+def explicit(context: typer.Context, names: Sequence[str]) -> set[str]:
+    """Which of these options the user gave himself."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
 def rewriting(padding: Padding, head: Head, form: Form, merge: Merge) -> dict[str, str]:
