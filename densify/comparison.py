@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,6 +16,7 @@ from densify.errors import UsageError
 from densify.facts import plain
 from densify.samples import Sample
 from densify.shown import Shown
+from densify.steps import advancing
 from densify.structure import named
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 def compare(
     expected: Callable[[Tensor], Any],
     actual: Callable[[Tensor], Any],
-    samples: Iterable[Sample],
+    samples: Sequence[Sample],
     *,
     law: str,
     runtime: str,
@@ -235,7 +236,7 @@ def compare(
 ) -> Report:
     """Check that two networks make the same outputs, all samples of all outputs."""
     checks = []
-    for sample in samples:
+    for sample in advancing(f"comparing in {runtime}", samples):
         want = dict(named_outputs(expected(sample.tensor.clone())))
         have = dict(named_outputs(actual(sample.tensor.clone())))
         if want.keys() != have.keys():

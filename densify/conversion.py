@@ -26,6 +26,7 @@ from densify.planning import walk
 from densify.plans import Network, Plan, Survey
 from densify.recipe import Options, Origin, Recipe, digests
 from densify.shown import Shown
+from densify.steps import working
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -304,7 +305,8 @@ class Conversion:
                 self.failures[mode] = error
 
     def _read(self, model: nn.Module, example: Tensor, *, training: bool) -> None:
-        graph = trace(model, example, training=training)
+        with working("tracing"):
+            graph = trace(model, example, training=training)
         read = network(graph, self.root, training=training, names=self._names)
         if not training:  # in train mode BatchNorm mixes images, and dropout is random, as they should
             read = apart.check(read, graph, model, len(example))

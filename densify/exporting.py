@@ -18,6 +18,7 @@ from densify.graphs.fx.trace import same_tensors, trace
 from densify.onnx.export import ExportResult, export_onnx
 from densify.onnx.metadata import Axes, of_original, placement
 from densify.recipe import Recipe
+from densify.steps import working
 from densify.targets import Target, find
 from densify.weights import RECIPE_KEY
 
@@ -136,18 +137,19 @@ def _write(
 ) -> ExportResult:
     tensor = example if isinstance(example, Tensor) else blank(model, example)
     ranks = _ranks(model, tensor)
-    return export_onnx(
-        model,
-        path,
-        tensor,
-        target=target,
-        opset=opset,
-        metadata={} if recipe is None else _metadata(model, recipe, ranks),
-        output_names=list(ranks),
-        any_size=not _decides(model, tensor),
-        static=static,
-        half=half,
-    )
+    with working("exporting"):
+        return export_onnx(
+            model,
+            path,
+            tensor,
+            target=target,
+            opset=opset,
+            metadata={} if recipe is None else _metadata(model, recipe, ranks),
+            output_names=list(ranks),
+            any_size=not _decides(model, tensor),
+            static=static,
+            half=half,
+        )
 
 
 def _ranks(model: nn.Module, example: Tensor) -> dict[str, int]:

@@ -35,6 +35,7 @@ from densify.parts import DenseLayers, DenseParts
 from densify.planning import at_sizes
 from densify.samples import Sample
 from densify.sampling import check_grid, check_size
+from densify.steps import advancing
 
 
 def verify(
@@ -86,7 +87,7 @@ def verify(
         merges = Merges(DenseParts(original, probe)) if has_merges(probe.plan) else None
         other = _other_form(probe)
         checks += reference.check(tolerance)
-        for index, sample in enumerate(samples):
+        for index, sample in enumerate(advancing("verifying", samples)):
             name, x = (sample.name, sample.tensor) if isinstance(sample, Sample) else (f"input {index}", sample)
             checks += _grid(reference, probe, x, name, tolerance)
             checks += _phases(reference, probe, other, x, name, tolerance)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import typer
 
 from densify.cli.options import Voice
+from densify.cli.progress import shown
 from densify.errors import DensifyError
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -29,7 +30,8 @@ def command(function: Command) -> Command:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            function(*args, **kwargs)
+            with shown(wanted=not (kwargs.get("json") or kwargs.get("quiet"))):
+                function(*args, **kwargs)
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from torch import Tensor
 from densify.onnx.file import OnnxSession, unmap
 from densify.onnx.model import Kept
 from densify.onnx.rounding import RoundingSession
+from densify.steps import advancing
 
 Outputs = dict[str, Tensor]
 
@@ -52,7 +53,7 @@ class Runtime:
         """
         session = self.session(self._light(model), optimised=optimised)
         found = []
-        for x in samples:
+        for x in advancing("running in ONNX Runtime", samples):
             made = zip(session.outputs, session(ordered(x, order).numpy()), strict=True)
             found.append({name: torch.from_numpy(value) for name, value in made})
         return found

@@ -19,6 +19,7 @@ from densify.graphs.fx.guards import guard
 from densify.maps import Layout
 from densify.ops import Other, Rows, ShapeOf
 from densify.plans import Network, Site
+from densify.steps import advancing
 
 _BATCHES = ((0, 1, 2, 3, 4), (2, 0, 5, 4, 1, 6))  # by number; neither first nor last, nor one neighbour, is the same
 _COMMON = (2, 0, 4, 1)
@@ -105,7 +106,7 @@ class _Pair:
         self.values: dict[fx.Node, tuple[Any, Any]] = {}
         left = {node: len(node.users) for node in self.graph.nodes}
         failed: set[fx.Node] = set()
-        for node in self.graph.nodes:
+        for node in advancing("looking at every op", list(self.graph.nodes)):
             site = self.network.sites.get(node.name)
             is_open = _is_open(site, node)
             if failed & set(node.all_input_nodes):
