@@ -67,17 +67,20 @@ def located(report: Report, layers: Layers, images: Mapping[str, Tensor], tolera
     Args:
         images: the inputs by name, [B, C, *spatial].
     """
-    for law in _SIDES:
-        failed = [check for check in report.failed if check.law == law and check.input in images]
-        if not failed:
+    found = [[check for check in report.failed if check.law == law] for law in _SIDES]
+    # Other weights may change a layer and no output.
+    found.append([check for check in report.checks if check.law == "grid"])
+    for checks in found:
+        known = [check for check in checks if check.input in images]
+        if not known:
             continue
-        check = min(failed, key=lambda one: images[one.input].numel())
+        check = min(known, key=lambda one: images[one.input].numel())
         try:
-            found = _first(layers, check, images[check.input], tolerance)
+            divergence = _first(layers, check, images[check.input], tolerance)
         except (RuntimeError, DensifyError):  # the report stands, with or without the layer
-            found = None
-        if found is not None:
-            return replace(report, divergence=found)
+            continue
+        if divergence is not None:
+            return replace(report, divergence=divergence)
     return report
 
 

@@ -86,6 +86,20 @@ def test_a_module_that_stays_in_train_mode(form: str) -> None:
     assert (found.layer, found.op, found.law) == ("norm", "BatchNorm2d", "grid")
 
 
+def test_a_weight_that_changes_no_output() -> None:
+    """A layer that a dead one hides: the outputs agree, the weights do not, and the layer is named."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).double()
+    with torch.no_grad():
+        model.get_parameter("2.bias").fill_(-1e6)
+    dense = densify.convert(model.eval(), X, output_stride=1)
+    with torch.no_grad():
+        dense.get_parameter("0.bias").add_(1e-3)
+    report = densify.verify(model, dense, X)
+    assert [check.law for check in report.failed] == ["weights"]
+    assert report.divergence is not None
+    assert (report.divergence.layer, report.divergence.law) == ("0", "grid")
+
+
 class Switched(Residual):
     """One more factor, where a flag says so."""
 
