@@ -1,4 +1,4 @@
-"""`convert --like FILE` repeats the choices of a file that densify wrote, or says why they do not fit."""
+"""`convert --like FILE` repeats the choices of a file that densify wrote; `--dry-run` leaves the folder as it was."""
 
 from __future__ import annotations
 
@@ -84,3 +84,21 @@ def test_choices_that_do_not_fit(written: Path, tmp_path: Path) -> None:
     same = densify(*SOURCE, "--like", written / "dense.pth", "-o", written / "dense.pth", "--overwrite")
     assert same.status == 2
     assert "this is what the command reads" in same.stderr
+
+
+def test_a_dry_run_without_weights_is_the_plan(written: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"mine")
+    dry = ("convert", DIGITS, "--dry-run", "-o", tmp_path / "dense.onnx")
+    made = densify(*dry, *CHOICES, "--json")
+    assert made.status == 0, made.stderr
+    assert made.document == densify("plan", DIGITS, *CHOICES[:-2], "--json").document
+    assert "nothing was verified" in made.stderr
+    assert densify(*dry, "--like", written / "dense.pth", "--json").document == made.document
+    assert densify(*dry, "--start", "pool9").status == 2
+    assert densify(*dry, "--like", written / "graph.onnx").status == 2
+    assert densify(*dry, "--start", "pool3", "-o", other).status == 2  # it is there already
+    back = densify("inverse", written / "dense.pth", "--trust-code", "--dry-run", "-o", tmp_path / "back.pth", "--json")
+    assert (back.status, back.document["written"]) == (0, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["other.pth"]
+    assert other.read_bytes() == b"mine"

@@ -110,7 +110,11 @@ def convert(
     found = with_preprocessing(asked.resolve(), means, stds)
     shape = (1, *known_size(size, found))
     o.check_channels(found.mean, found.std, shape[1])
-    dense = _build(asked, found, Options(shape, picked, **how), voice, like)
+    options = Options(shape, picked, **how)
+    if dry_run and not asked.has_weights(found):
+        _show_plan(asked, options, voice, like)
+        return
+    dense = _build(asked, found, options, voice, like)
     samples = checking.inputs(run, shape[1:], found.mean, found.std, dense)
     report = checking.check_laws(None, dense, samples, run, voice)
     writing = checking.Writing(dense, dense.recipe, shape, samples, run, voice, onnx, keep_failed, static, half)
@@ -124,6 +128,21 @@ def convert(
         raise typer.Exit(1)
     if written:
         voice.next(*_next(outputs, asked, found))
+
+
+def _show_plan(asked: Asked, options: Options, voice: o.Voice, like: Path | None) -> None:
+    """What a conversion would change, as `densify plan` says it."""
+    from densify.cli.like import fitting
+    from densify.cli.models import surveyed
+    from densify.conversion import Conversion
+    from densify.display import show_plan
+
+    model, _ = surveyed(asked, options.shape[1:], None, False)
+    with fitting(like, asked.model):
+        plan = Conversion(model, options, options.shape).plans[False]
+    document = {"command": "plan", "model": asked.model, **plan.to_dict()}
+    emit(voice, document, lambda: show_plan(document))
+    voice.say("no weights are given: this is the plan, and nothing was verified")
 
 
 def _build(asked: Asked, found: ModelReference, options: Options, voice: o.Voice, like: Path | None) -> Dense:

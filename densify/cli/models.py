@@ -47,6 +47,10 @@ class Asked:
         found = resolve(self.model, given)
         return found.pretrained() if self.pretrained else found
 
+    def has_weights(self, found: ModelReference) -> bool:
+        """Whether anything says where the weights come from."""
+        return bool(self.weights or self.pretrained or self.init) or found.weights is not None
+
     def build(self, found: ModelReference, voice: Voice) -> nn.Module:
         """The model with its weights, in eval mode.
 

@@ -155,7 +155,7 @@ HalfOption = Annotated[
 ]
 OpsetOption = Annotated[int | None, typer.Option("--opset", metavar="N", help="ONNX opset.  [default: the target's]")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Do everything, but write no output.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Write no output; without weights, show the plan.")]
 KeepFailedOption = Annotated[bool, typer.Option("--keep-failed", help="Write although the verification failed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="The results as one JSON document on stdout.")]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; tracebacks of bugs.")]
