@@ -98,7 +98,9 @@ def test_a_dry_run_without_weights_is_the_plan(written: Path, tmp_path: Path) ->
     assert densify(*dry, "--start", "pool9").status == 2
     assert densify(*dry, "--like", written / "graph.onnx").status == 2
     assert densify(*dry, "--start", "pool3", "-o", other).status == 2  # it is there already
-    back = densify("inverse", written / "dense.pth", "--trust-code", "--dry-run", "-o", tmp_path / "back.pth", "--json")
+    back = densify(
+        "inverse", written / "dense.pth", "--trust-code", "--dry-run", "-o", tmp_path / "back.onnx", "--json"
+    )
     assert (back.status, back.document["written"]) == (0, [])
     assert [path.name for path in tmp_path.iterdir()] == ["other.pth"]
     assert other.read_bytes() == b"mine"

@@ -244,8 +244,9 @@ class Writing:
             extra.append(result.fixed.get(name or "", limited))
         if not result.fixed:
             extra = list(Sizes(self.model, self.shape).nearest(extra) or (2, *self.shape[1:]))
-        legal = [s for s in self.samples if _takes(result, names, tuple(s.tensor.shape))]
-        return [*legal, _random(extra, dtype_of(self.model), self.run.seed + 1)]
+        known = legal(self.model, self.samples, self.run)  # a file may claim sizes that the model does not take
+        taken = [s for s in known if _takes(result, names, tuple(s.tensor.shape))]
+        return [*taken, _random(extra, dtype_of(self.model), self.run.seed + 1)]
 
 
 def _larger(shape: Sequence[int]) -> tuple[int, ...]:
