@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from densify.choose import survey
 from densify.comparison import evaluating, named_outputs
-from densify.conversion import Dense, Position, inspect, inverse, positions
+from densify.conversion import Dense, inspect, inverse
 from densify.errors import UsageError
 from densify.graphs.onnx.read import Reading, read
-from densify.maps import Map
+from densify.maps import Map, Position, positions
 from densify.onnx.conversion import DenseOnnx
 from densify.onnx.metadata import of_original
 from densify.onnx.model import OnnxModel
 from densify.onnx.runtime import Runtime, plain
 from densify.onnx.verification import reference_graph
+from densify.originals import Reference
 from densify.pictures.placed import PlacedMap
 from densify.planning import at_sizes
 from densify.plans import Plan
-from densify.verification import Reference
 
 Network = nn.Module | DenseOnnx | OnnxModel
 

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from densify import display, front
-from densify.cli.facts import plan_facts
 from densify.comparison import Report
 from densify.conversion import Dense
 from densify.errors import UndrawableError, UsageError
+from densify.facts import plan_facts
 from densify.files import check_target, write_bytes
 from densify.onnx.conversion import DenseOnnx
 from densify.pictures import page
