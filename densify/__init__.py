@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from densify.conversion import Dense
     from densify.errors import DensifyError
     from densify.extending import pointwise, rule, sliding_window
-    from densify.front import convert, export, inspect, inverse, load_onnx, plan, save, verify
+    from densify.front import choices, convert, export, inspect, inverse, load_onnx, plan, save, verify
     from densify.lattice import Lattice
     from densify.onnx.conversion import DenseOnnx
     from densify.onnx.model import OnnxModel
@@ -27,6 +27,7 @@ _HOMES = {
     "DensifyError": "errors",
     "Lattice": "lattice",
     "OnnxModel": "onnx.model",
+    "choices": "front",
     "compare": "pictures.comparing",
     "convert": "front",
     "export": "front",
@@ -50,6 +51,7 @@ __all__ = [
     "DensifyError",
     "Lattice",
     "OnnxModel",
+    "choices",
     "compare",
     "convert",
     "export",

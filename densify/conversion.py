@@ -22,6 +22,7 @@ from densify.heads import HEADS, apply_head
 from densify.lattice import PADDINGS
 from densify.maps import Lattices, Position, positions
 from densify.merging import MERGES
+from densify.offers import Offer, offers
 from densify.planning import walk
 from densify.plans import Network, Plan, Survey
 from densify.recipe import Options, Origin, Recipe, digests
@@ -221,6 +222,24 @@ def inspect(model: nn.Module, example: Example) -> Survey:
     found = survey(network(trace(model, tensor, training=False), model, training=False))
     counts = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_modules()}
     return Survey.of(found, counts, counts[""])
+
+
+def choices(
+    model: nn.Module, example: Example, *, padding: str = "full", head: str = "dense", merge: str = "select"
+) -> list[Offer]:
+    """What there is to choose: every start layer and output stride that make a difference, each planned.
+
+    Arguments as for :func:`convert`; needs no weights.
+
+    Raises:
+        UsageError: an unknown option.
+        ConversionError: the model cannot be traced, or not be converted whatever is chosen.
+    """
+    check_options(Options(shape_of(example), Choice(layers=()), padding, head, merge=merge))
+    tensor = example if isinstance(example, Tensor) else blank(model, shape_of(example))
+    graph = trace(model, tensor, training=False)
+    read = apart.check(network(graph, on_meta(model), training=False), graph, model, len(tensor))
+    return offers(read, survey(read), padding=padding, head=head, merge=merge)
 
 
 def inverse(dense: Dense, *, share: bool = False) -> nn.Module:

@@ -12,6 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from densify import tables
+from densify.words import axes as _axes
+from densify.words import count as _count
+from densify.words import flops as _flops
+from densify.words import memory as _memory
+from densify.words import seconds
+from densify.words import shape as _shape
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -121,9 +127,9 @@ def show_layers(document: Document, screen: Console | None = None) -> None:
     screen = screen or tables.screen()
     size = _shape(document["input_size"])
     strided = sum(layer["strided"] for layer in document["layers"])
-    tables.line(
-        screen, f"{_name(document)} at {size}: {document['parameters']:,} parameters, {strided} strided layers (*)"
-    )
+    counts = f"{document['parameters']:,} parameters, {_flops(document['flops'])}, {strided} strided layers (*)"
+    tables.line(screen, f"{_name(document)} at {size}: {counts}")
+    tables.line(screen, "FLOPs: 2 per multiply-addition of convolutions and Linear layers, for one image")
     screen.print()
     rows = [_layer(layer) for layer in document["layers"]]
     table = tables.table(rows, emphasised="*")
@@ -191,11 +197,7 @@ def output_rows(document: Document) -> list[dict[str, str]]:
 
 def plan_remarks(document: Document) -> list[str]:
     """The cost of a plan, and what there is to beware of."""
-    remarks = []
-    cost = document["cost"]
-    if cost["ratio"] is not None:
-        times = f"{cost['ratio']:.1f} times"
-        remarks.append(f"cost: {_large(cost['original'])} -> {_large(cost['dense'])} multiply-additions, {times}")
+    remarks = [*_costs(document)]
     for output in document["outputs"]:
         if any(output["repeated"]):
             remarks.append(f"far side: {_repeated(output)}")
@@ -285,7 +287,12 @@ def _layer(layer: Document) -> dict[str, str]:
         "step": _axes(layer["step"]),
         "field": _axes(["all" if field is None else field for field in layer["receptive_field"]]),
         "parameters": f"{layer['parameters']:,}" if layer["parameters"] else "",
+        "GFLOPs": _giga(layer["flops"]),
     }
+
+
+def _giga(flops: int) -> str:
+    return "" if not flops else f"{flops / 1e9:.3f}" if flops >= 10**6 else f"{flops / 1e9:.1e}"
 
 
 def _change(change: Document) -> dict[str, str]:
@@ -386,24 +393,27 @@ def _repeated(output: Document) -> str:
     return f"{counts} samples of {output['name']} see repeated windows"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _costs(document: Document) -> list[str]:
+    """Arithmetic and memory, before and after."""
+    flops, memory = document["flops"], document["memory"]
+    found = []
+    if flops["ratio"] is not None:
+        before, after = _flops(flops["original"]), _flops(flops["dense"])
+        found.append(f"cost: {before} -> {after} (2 per multiply-addition), {flops['ratio']:.1f} times")
+    if memory["ratio"] is not None:
+        before, after = _memory(memory["original"]), _memory(memory["dense"])
+        found.append(f"memory: {before} -> {after} of maps at the peak, {memory['ratio']:.1f} times")
+    if "measured" in document:
+        found.append(_measured(document["measured"]))
+    return found
 
 
-def _large(number: int) -> str:
-    for unit, name in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if number >= unit:
-            return f"{number / unit:.3g} {name}"
-    return str(number)
-
-
-def _shape(sizes: Sequence[int]) -> str:
-    return "x".join(map(str, sizes))
-
-
-def _axes(values: Sequence[object]) -> str:
-    """One value where all axes agree."""
-    return str(values[0]) if len(set(values)) == 1 else "x".join(map(str, values))
+def _measured(timing: Document) -> str:
+    before, after = (seconds(timing[name]) for name in ("original", "dense"))
+    threads = f", {_count(timing['threads'], 'thread')}" if timing["threads"] else ""
+    weights = ", random weights" if timing["random"] else ""
+    how = f"medians of {timing['pairs']} runs in turn; {timing['runtime']} on {timing['device']}{threads}{weights}"
+    return f"time: {before} -> {after}, {timing['ratio']:.1f} times ({how})"
 
 
 def _paddings(pairs: Sequence[Sequence[int]]) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from math import gcd
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from math import gcd, prod
 from typing import TYPE_CHECKING, Any
 
+from densify.cost import FLOPS, work
+from densify.errors import RefusedError
 from densify.lattice import DenseWindow, number
 from densify.maps import positions
+from densify.offers import Offer
 from densify.ops import (
     AdaptivePool,
     Channelwise,
@@ -47,6 +51,7 @@ def survey_facts(survey: Survey, *, every: bool = False) -> Facts:
     return {
         "input_size": survey.input_size,
         "parameters": survey.total,
+        "flops": FLOPS * survey.cost.original,
         "layers": layers(survey, survey.parameters, every=every),
     }
 
@@ -93,13 +98,13 @@ def _layer(step: Step, parameters: Mapping[str, int]) -> Facts:
         "step": [number(axis.step) for axis in axes],
         "receptive_field": [None if field is None else field.extent for field in fields],
         "parameters": parameters.get(site.layer, 0),
+        "flops": FLOPS * work(step).original,
         "where": site.where,
     }
 
 
 def plan_facts(plan: Plan) -> Facts:
     """What would change, where the outputs come to lie, and what it would cost."""
-    before, after = plan.cost
     return {
         "input_size": plan.input_size,
         "padding": plan.padding,
@@ -107,7 +112,8 @@ def plan_facts(plan: Plan) -> Facts:
         "chosen": list(plan.layers),
         "changes": [fact for fact in map(_change, plan.steps.values()) if fact is not None],
         "outputs": [_output(plan, name) for name in plan.outputs],
-        "cost": {"original": before, "dense": after, "ratio": after / before if before else None},
+        "flops": _ratio(*(FLOPS * each for each in plan.cost)),
+        "memory": _ratio(*plan.memory),
         "wrapped": [{"name": name, "op": kind} for name, kind in plan.wrapped.items()],
         "merge": plan.merge,
         "merges": [_merge(step, step.op) for step in plan.steps.values() if isinstance(step.op, Merge)],
@@ -115,6 +121,28 @@ def plan_facts(plan: Plan) -> Facts:
         "exact": plan.exact,
         "follows_size": plan.follows_size,
     }
+
+
+def _ratio(before: int, after: int) -> Facts:
+    return {"original": before, "dense": after, "ratio": after / before if before else None}
+
+
+def offered(model: str, size: Sequence[int], survey: Plan, found: Sequence[Offer]) -> Facts:
+    """The document of a plan without a choice: the original's cost, and what each choice would give."""
+    outputs = {name: [axis.size for axis in one.axes] for name, one in survey.outputs.items()}
+    own = {"flops": FLOPS * survey.cost.original, "memory": survey.memory.original, "outputs": outputs}
+    choices = [_offer(offer) for offer in found]
+    return {"command": "plan", "model": model, "input_size": list(size), "original": own, "choices": choices}
+
+
+def _offer(offer: Offer) -> Facts:
+    """What one choice would give, or why it is refused."""
+    fact: Facts = {"layers": list(offer.layers), "starts": list(offer.starts), "output_stride": offer.output_stride}
+    if isinstance(offer.plan, RefusedError):
+        return fact | {"refused": [asdict(refusal) for refusal in offer.plan.refusals]}
+    facts = plan_facts(offer.plan)
+    same = ("outputs", "flops", "memory", "wrapped", "merges", "exact")
+    return fact | {"refused": None, **{name: facts[name] for name in same}}
 
 
 def _change(step: Step) -> Facts | None:
@@ -178,6 +206,7 @@ def _output(plan: Plan, name: str) -> Facts:
         "name": name,
         "original": [axis.size for axis in one.axes],
         "dense": [axis.dense for axis in one.axes],
+        "predictions": prod(axis.dense for axis in one.axes),
         "lattice": [axis.lattice._asdict() for axis in one.axes],
         "positions": [place._asdict() for place in places],
         "repeated": [sum(axis.repeated) for axis in one.axes],

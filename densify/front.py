@@ -12,9 +12,11 @@ from densify import checkpoint, conversion, exporting, verification
 from densify.comparison import Report
 from densify.conversion import Dense, Example, shape_of
 from densify.errors import UsageError
+from densify.offers import Offer
 from densify.onnx.conversion import (
     DenseOnnx,
     OnnxConversion,
+    choices_onnx,
     convert_onnx,
     opened,
     options_of,
@@ -81,6 +83,20 @@ def inspect(model: nn.Module | File, example: Example | None = None) -> Survey:
     if isinstance(model, nn.Module):
         return conversion.inspect(model, _needed(example))
     return survey_onnx(_opened(model), _size(example))
+
+
+def choices(
+    model: nn.Module | File,
+    example: Example | None = None,
+    *,
+    padding: str = "full",
+    head: str = "dense",
+    merge: str = "select",
+) -> list[Offer]:
+    """What there is to choose: every start layer and output stride that make a difference, each planned."""
+    if isinstance(model, nn.Module):
+        return conversion.choices(model, _needed(example), padding=padding, head=head, merge=merge)
+    return choices_onnx(_opened(model), _size(example), padding=padding, head=head, merge=merge)
 
 
 @overload

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from math import prod
 from typing import TYPE_CHECKING, Any
 
-from densify.lattice import Axis
+from densify.cost import Cost, peak_memory, work
 from densify.maps import Lattices, Layout, Map
-from densify.ops import Merge, Op, PhaseWise, Transposed, Windowed
+from densify.ops import Merge, Op, PhaseWise, Windowed
 from densify.shown import Shown
 
 if TYPE_CHECKING:
@@ -32,7 +31,8 @@ class Site:
         inputs: keys of the sites whose maps it reads.
         shape: shape of its result in the original, or None where that is no tensor.
         where: source file and line, where known.
-        work: multiply-additions per output sample and image.
+        work: multiply-additions per output sample and image (transposed convolutions: per sample that they read); of an
+            op without a rule all those per image at the reference size.
         layout: what its result is in the original.
         linear: whether an average of its results is its result on the average, at whichever of its maps.
         views, rereads: where the op changes a tensor that is read again, keys of its views and of what reads later.
@@ -165,14 +165,14 @@ class Plan(Shown):
         return {s.site.layer: s.site.kind for s in steps if not all(source.untouched for source in s.sources)}
 
     @property
-    def cost(self) -> tuple[int, int]:
+    def cost(self) -> Cost:
         """Multiply-additions per image at the reference size: the original's and the dense network's."""
-        steps = [step for step in self.steps.values() if step.site.work]
-        work = [(s.site.work, (s.sources[0] if isinstance(s.site.op, Transposed) else s.map).axes, s.op) for s in steps]
-        return (
-            sum(each * prod(axis.size for axis in axes) for each, axes, _ in work),
-            sum(each * prod(_computed(axes, op)) for each, axes, op in work),
-        )
+        return Cost(*map(sum, zip(*map(work, self.steps.values()), strict=True)))
+
+    @property
+    def memory(self) -> Cost:
+        """Bytes of maps alive at once, per image at the reference size, see :func:`densify.cost.peak_memory`."""
+        return peak_memory(self)
 
     @property
     def merges(self) -> dict[str, str]:
@@ -216,10 +216,3 @@ class Survey(Plan):
     def of(plan: Plan, parameters: Mapping[str, int], total: int) -> Survey:
         """A plan in which nothing is changed, with numbers of parameters."""
         return Survey(**{one.name: getattr(plan, one.name) for one in fields(Plan)}, parameters=parameters, total=total)
-
-
-def _computed(axes: tuple[Axis, ...], op: Op | None) -> list[int]:
-    """How many samples an op reads or makes: phases that a merge drops are not computed."""
-    if isinstance(op, Merge) and op.how == "select":
-        return [axis.size * spread.left for axis, spread in zip(axes, op.spreads, strict=True)]
-    return [axis.dense for axis in axes]

@@ -11,8 +11,23 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_RIGHT = ("parameters", "params")
-_UNBROKEN = ("", "k", "s", "p", "step", "field", "params", "lattice", "first at")
+_RIGHT = ("parameters", "params", "GFLOPs", "predictions", "eST", "FLOPs", "memory")
+_UNBROKEN = (
+    "",
+    "k",
+    "s",
+    "p",
+    "step",
+    "field",
+    "params",
+    "lattice",
+    "first at",
+    "GFLOPs",
+    "predictions",
+    "eST",
+    "FLOPs",
+    "memory",
+)
 
 
 def screen() -> Console:

@@ -316,12 +316,17 @@ def test_inspect_needs_no_weights() -> None:
     strided = [name for name, row in rows.items() if row["strided"]]
     assert strided[:3] == ["conv1", "maxpool", "layer2.0.conv1"]
     assert not any(row["op"].startswith("BatchNorm") for row in rows.values())
+    assert stem["flops"] == 2 * 49 * 3 * 64 * 112 * 112
+    assert shown["flops"] == sum(row["flops"] for row in rows.values()) == 2 * 1_814_073_344
+    text = densify("inspect", "torchvision:resnet18", "-q").stdout
+    assert "3.63 GFLOPs" in text
+    assert "2 per multiply-addition" in text
 
 
 def test_inspect_and_plan_take_a_dense_file(dense: dict[str, Path]) -> None:
     shown = densify("inspect", dense[".onnx"], "--trust-code")
     assert shown.status == 0, shown.stderr
-    assert "*  pool1" in shown.stdout
+    assert "\n* pool1 " in shown.stdout
     planned = densify("plan", dense[".pth"], "--model", DIGITS, "--start", "pool3", "--json")
     assert planned.status == 0
     assert planned.document["chosen"] == ["pool3"]
@@ -336,11 +341,34 @@ def test_plan_tells_changes_cost_and_far_side() -> None:
     assert "conv1" not in changes
     assert document["outputs"][0]["dense"] == [4, 4]
     assert document["outputs"][0]["repeated"] == [3, 3]
-    assert document["cost"]["ratio"] == pytest.approx(8460288 / 2934144)
+    assert document["flops"] == {"original": 2 * 2934144, "dense": 2 * 8460288, "ratio": 8460288 / 2934144}
+    assert document["memory"]["original"] == 4 * (32 * 32 * 3 + 2 * 16 * 32 * 32)  # image, convolution, BatchNorm
     assert document["exact"] is True
     shown = densify("plan", DIGITS, "--start", "pool2")
     assert "2.9 times" in shown.stdout
     assert "stride 2 -> 1, dilation 1 -> 2" in shown.stdout
+
+
+def test_plan_without_a_choice_lists_them_all() -> None:
+    document = densify("plan", DIGITS, "--json", "-q").document
+    assert [(row["starts"], row["output_stride"]) for row in document["choices"]] == [
+        (["pool3"], 4), (["pool2"], 2), (["pool1"], 1),
+    ]  # fmt: skip
+    for row in document["choices"]:
+        for choice in (["--start", row["starts"][0]], ["--output-stride", row["output_stride"]]):
+            one = densify("plan", DIGITS, *choice, "--json").document
+            assert {name: one[name] for name in row.keys() & one.keys()} == {
+                name: row[name] for name in row.keys() & one.keys()
+            }
+            assert one["chosen"] == row["layers"]
+            assert one["flops"]["original"] == document["original"]["flops"]
+            assert one["memory"]["original"] == document["original"]["memory"]
+    shown = densify("plan", DIGITS)
+    assert [line.split() for line in shown.stdout.splitlines() if line.startswith("pool2")] == [
+        ["pool2", "2", "4x4", "16", "4", "2.9x", "1.0x"]
+    ]
+    assert "densify plan" in shown.stderr
+    assert shown.stderr.splitlines()[-1].endswith("--start pool3")
 
 
 def test_plan_tells_the_waste_of_kept_strides() -> None:

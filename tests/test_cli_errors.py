@@ -136,7 +136,8 @@ def test_unknown_reference(reference: str, words: list[str], out: Path) -> None:
 def test_a_choice_that_does_not_fit(choice: list[str], words: list[str], out: Path) -> None:
     made = densify("convert", DIGITS, "--weights", WEIGHTS, *choice, "-o", out / "dense.pth", "-q")
     refused(made, 2, *words, out=out)
-    refused(densify("plan", DIGITS, *choice, "-q"), 2, *words)
+    if choice:  # without one, plan lists them all
+        refused(densify("plan", DIGITS, *choice, "-q"), 2, *words)
 
 
 @pytest.mark.parametrize(

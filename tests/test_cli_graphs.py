@@ -100,6 +100,11 @@ def test_inspect_and_plan(net: Path) -> None:
     plan = densify("plan", net, "--input-size", "3,33,40", "--output-stride", 1, "--json").document
     assert plan["chosen"] == ["a", "pool"]
     assert plan["outputs"][0]["lattice"] == [{"stride": 4, "offset": 0}] * 2
+    rows = densify("plan", net, "--input-size", "3,33,40", "--json").document["choices"]
+    assert [(row["starts"], row["output_stride"]) for row in rows] == [(["pool"], 2), (["a"], 1)]
+    assert {key: plan[key] for key in rows[1].keys() & plan.keys()} == {
+        key: rows[1][key] for key in rows[1].keys() & plan.keys()
+    }
     again = densify("plan", convert(net), "--output-stride", 1, "--json").document
     assert again["changes"] == plan["changes"]
 
@@ -286,7 +291,7 @@ def test_where_padding_follows_the_size_positions_are_those_at_one(tmp_path: Pat
     assert "positions: as at 33x40" in made.stdout
     said = {entry.key: entry.value for entry in onnx.load(tmp_path / "dense.onnx").metadata_props}
     assert json.loads(said["densify.outputs"])["output"]["at"] == [33, 40]
-    assert "  same  " in densify("inspect", path, "--input-size", "3,33,40").stdout
+    assert " same " in densify("inspect", path, "--input-size", "3,33,40").stdout
 
 
 def test_what_inspect_proposes_works(net: Path) -> None:

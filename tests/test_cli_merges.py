@@ -19,6 +19,16 @@ def test_without_a_merge_the_choice_is_explained() -> None:
         assert words in made.stderr
 
 
+def test_without_a_choice_every_refusal_is_listed_and_what_helps() -> None:
+    made = densify("plan", NET, columns=200)
+    assert made.status == 0
+    assert made.stdout.count("refused: it meets the denser map as an upsampling (up2)") == 4
+    assert made.stdout.count('Use merge="average"') == 1
+    assert made.stderr.splitlines()[-1].endswith("--merge average")
+    document = densify("plan", NET, "--merge", "average", "--json").document
+    assert all(row["refused"] is None and row["merges"] for row in document["choices"])
+
+
 def test_the_plan_names_the_merges() -> None:
     made = densify("plan", NET, "--start", "pool3", "--merge", "average")
     assert made.status == 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import typer
 
+from densify.cli.choosing import propose
 from densify.cli.like import fitting
 from densify.cli.options import Run, Voice
 from densify.cli.running import emit
@@ -21,6 +22,8 @@ from densify.onnx.conversion import (
     DenseOnnx,
     OnnxConversion,
     build_for,
+    build_onnx,
+    choices_onnx,
     in_half,
     opened,
     options_of,
@@ -228,32 +231,54 @@ def inspect(text: str, size: Sequence[int] | None, voice: Voice) -> None:
 
     document = {"command": "inspect", "model": text, **found}
     emit(voice, document, lambda: show_layers(document))
-    strided = [layer for layer in found["layers"] if layer["strided"]]
-    if strided:
-        name = shlex.quote(text) + (f" --input-size {','.join(map(str, asked))}" if asked else "")
-        deepest = max(strided, key=lambda layer: layer["step"])
-        voice.next(f"densify plan {name} --start {shlex.quote(deepest['name'])}")
+    if any(layer["strided"] for layer in found["layers"]):
+        voice.next(f"densify plan {_typed(text, asked)}")
 
 
 def plan(
-    text: str, choice: Choice, size: Sequence[int] | None, how: Mapping[str, Any], voice: Voice, *, any_size: bool
+    text: str,
+    choice: Choice | None,
+    size: Sequence[int] | None,
+    how: Mapping[str, Any],
+    voice: Voice,
+    *,
+    any_size: bool,
+    measure: bool,
 ) -> None:
     """`densify plan` of an ONNX file."""
     source, known = _original(text, voice)
-    wanted: Sequence[int] | None = size or known
+    asked, wanted = size, size or known
     if any_size:
         source, wanted = _opened_size(source, wanted)
-    options = options_of(source, wanted, **asdict(choice), **how)
-    made = OnnxConversion(source, options).plan
     from densify.display import show_plan
 
+    if choice is None:
+        from densify.facts import offered
+
+        found = choices_onnx(source, wanted, **{name: value for name, value in how.items() if name != "form"})
+        shape = reference_shape(source, wanted)
+        document = offered(text, shape[1:], survey_onnx(source, wanted), found)
+        propose(document, _typed(text, asked) + (" --any-size" if any_size else ""), voice)
+        return
+    options = options_of(source, wanted, **asdict(choice), **how)
+    made = OnnxConversion(source, options).plan
     document = {"command": "plan", "model": text, **made.to_dict()}
+    if measure:
+        from densify.cli.measuring import measure_onnx
+
+        voice.say("measuring")
+        document["measured"] = measure_onnx(build_onnx(source, options, origin_of(source))) | {"random": False}
     emit(voice, document, lambda: show_plan(document))
 
 
 def _opened_size(source: OnnxModel, size: Sequence[int] | None) -> tuple[OnnxModel, Sequence[int]]:
     """A graph for images of any size, and its reference size: by default the one that it was declared for."""
     return source.any_size(), size or reference_shape(source, None)[1:]
+
+
+def _typed(text: str, size: Sequence[int] | None) -> str:
+    """A file and its size, as they are typed."""
+    return shlex.quote(text) + (f" --input-size {','.join(map(str, size))}" if size else "")
 
 
 # ---- parts of them -------------------------------------------------------------------------------

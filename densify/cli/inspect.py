@@ -38,9 +38,7 @@ def inspect(
         graphs.inspect(model, size, voice)
         return
     built, wanted = surveyed(Asked(model, arguments=tuple(model_arg or ())), size, reference, trust_code)
-    found = survey(built, (1, *wanted)).to_dict(every=verbose)
-    document = {"command": "inspect", "model": model, **found}
+    document = {"command": "inspect", "model": model, **survey(built, (1, *wanted)).to_dict(every=verbose)}
     emit(voice, document, lambda: show_layers(document))
-    if any(layer["strided"] for layer in found["layers"]):
-        name = shlex.quote(model)
-        voice.next(f"densify plan {name} --start LAYER", f"densify plan {name} --output-stride 8")
+    if any(layer["strided"] for layer in document["layers"]):
+        voice.next(f"densify plan {shlex.quote(model)}")

@@ -14,7 +14,6 @@ from torch import nn
 from densify.checkpoint import original, recipe_of, restore
 from densify.cli.options import Init, Run, Voice
 from densify.errors import DensifyError, UsageError
-from densify.onnx.file import read_onnx_weights
 from densify.recipe import Recipe
 from densify.reference import ModelReference, is_folder, parse_model_args, resolve
 from densify.weights import WEIGHT_SUFFIXES, Weights, read_weights
@@ -98,6 +97,8 @@ def read_file(path: Path | str) -> Weights:
     """A checkpoint, of an ONNX file the counters and tied tensors too; errors as `read_weights`."""
     path = Path(path)
     if path.suffix.lower() == ".onnx":
+        from densify.onnx.file import read_onnx_weights
+
         return Weights(str(path), *read_onnx_weights(path))
     return read_weights(path)
 
@@ -135,9 +136,9 @@ def refuse_file(text: str) -> None:
 
 
 def surveyed(
-    asked: Asked, size: tuple[int, ...] | None, reference: str | None, trust: bool
+    asked: Asked, size: tuple[int, ...] | None, reference: str | None, trust: bool, *, numbers: bool = False
 ) -> tuple[nn.Module, tuple[int, ...]]:
-    """A model to look at and its reference size; a reference is built without weights."""
+    """A model to look at and its reference size; a reference is built without weights, or random ones for `numbers`."""
     if is_file(asked.model):
         weights = read_file(asked.model)
         recipe = recipe_of(weights)
@@ -145,6 +146,8 @@ def surveyed(
         return model, size or recipe.options.shape[1:]
     found = asked.resolve()
     wanted = input_size(size, found)
+    if numbers:
+        return found.build(seed=0).eval(), wanted
     try:
         return found.build(meta=True).eval(), wanted
     except DensifyError:  # a factory that looks at numbers while it builds

@@ -137,6 +137,10 @@ DTypeOption = Annotated[
     typer.Option("--dtype", help="To compute in; files keep their own.  [default: the checkpoint's]"),
 ]
 
+MeasureOption = Annotated[
+    bool, typer.Option("--measure", help="Time both networks side by side, with random weights for a reference.")
+]
+
 OutputOption = Annotated[
     list[Path] | None,
     typer.Option("-o", "--output", metavar="FILE", help="The suffix decides: .safetensors, .pth, .onnx; repeatable."),
@@ -213,6 +217,23 @@ def choice(start: str | None, layers: list[str] | None, output_stride: int | Non
     Raises:
         UsageError: none or more than one way of choosing given.
     """
+    found = choice_if_any(start, layers, output_stride, head_only)
+    if found is None:
+        raise UsageError(
+            "no layers are chosen: give exactly one of --start LAYER, --layer LAYER (repeatable), --output-stride N "
+            "and --head-only. `densify plan MODEL` shows what each choice gives"
+        )
+    return found
+
+
+def choice_if_any(
+    start: str | None, layers: list[str] | None, output_stride: int | None, head_only: bool
+) -> Choice | None:
+    """The layers that are asked for, or None where none are.
+
+    Raises:
+        UsageError: more than one way of choosing given.
+    """
     from densify.choose import Choice
 
     flags = {
@@ -222,11 +243,12 @@ def choice(start: str | None, layers: list[str] | None, output_stride: int | Non
         "--head-only": head_only,
     }
     given = [flag for flag, is_given in flags.items() if is_given]
-    if len(given) != 1:
-        asked = f"{' and '.join(given)} do not go together" if given else "no layers are chosen"
+    if not given:
+        return None
+    if len(given) > 1:
         raise UsageError(
-            f"{asked}: give exactly one of --start LAYER, --layer LAYER (repeatable), --output-stride N and "
-            "--head-only. `densify inspect MODEL` lists the layers"
+            f"{' and '.join(given)} do not go together: give one of --start LAYER, --layer LAYER (repeatable), "
+            "--output-stride N and --head-only"
         )
     return Choice(start, () if head_only else tuple(layers) if layers else None, output_stride)
 

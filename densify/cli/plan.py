@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+
 from densify.cli import options as o
 from densify.cli.running import command, emit
+from densify.errors import UsageError
 
 
 @command
@@ -20,6 +23,8 @@ def plan(
     head: o.HeadOption = o.Head.dense,
     form: o.FormOption = o.Form.dilated,
     merge: o.MergeOption = o.Merge.select,
+    measure: o.MeasureOption = False,
+    device: o.DeviceOption = "cpu",
     reference: o.ReferenceOption = None,
     trust_code: o.TrustOption = False,
     json: o.JsonOption = False,
@@ -28,27 +33,46 @@ def plan(
 ) -> None:
     """Say what a conversion would change and cost.
 
-    Needs no weights and writes nothing.
+    Without a choice of layers it lists them all. Needs no weights and writes nothing.
 
     Example: densify plan torchvision:vgg16 --start features.23
     """
-    picked = o.choice(start, layer, output_stride, head_only)
+    picked = o.choice_if_any(start, layer, output_stride, head_only)
+    if measure and picked is None:
+        raise UsageError("--measure times one choice: give --start, --layer, --output-stride or --head-only with it")
+    if device != "cpu" and not measure:
+        raise UsageError(f"--device {device}: nothing is computed; --measure does")
     how = o.rewriting(padding, head, form, merge)
     size, voice = o.size(input_size), o.Voice(json, verbose, quiet)
 
-    from densify.cli.models import Asked, is_graph, refuse_any_size, surveyed
+    from densify.cli.choosing import propose
+    from densify.cli.models import Asked, is_file, is_graph, refuse_any_size, surveyed
+    from densify.conversion import choices as offers
+    from densify.conversion import inspect as survey
     from densify.conversion import plan as made
     from densify.display import show_plan
+    from densify.facts import offered
 
     if is_graph(model):
         from densify.cli import graphs
 
-        graphs.refuse_options(model, {"--model-arg": model_arg})
-        graphs.plan(model, picked, size, how, voice, any_size=any_size)
+        graphs.refuse_options(model, {"--model-arg": model_arg, "--device": device != "cpu"})
+        graphs.plan(model, picked, size, how, voice, any_size=any_size, measure=measure)
         return
     refuse_any_size(model, any_size)
-    built, wanted = surveyed(Asked(model, arguments=tuple(model_arg or ())), size, reference, trust_code)
+    asked = Asked(model, arguments=tuple(model_arg or ()))
+    built, wanted = surveyed(asked, size, reference, trust_code, numbers=measure)
+    if picked is None:
+        how.pop("form")
+        document = offered(model, wanted, survey(built, (1, *wanted)), offers(built, (1, *wanted), **how))
+        propose(document, shlex.quote(model), voice)
+        return
     chosen = {"start": picked.start, "layers": picked.layers, "output_stride": picked.output_stride}
     found = made(built, (1, *wanted), **chosen, **how)  # type: ignore[arg-type]
     document = {"command": "plan", "model": model, **found.to_dict()}
+    if measure:
+        from densify.cli.measuring import measure_torch
+
+        voice.say("measuring")
+        document["measured"] = measure_torch(built, wanted, picked, how, device) | {"random": not is_file(model)}
     emit(voice, document, lambda: show_plan(document))

@@ -20,6 +20,7 @@ from densify.graphs.onnx.image import spatial_dims
 from densify.graphs.onnx.read import Reading, read
 from densify.heads import apply_head
 from densify.maps import Lattices, Position, positions
+from densify.offers import Offer, offers
 from densify.onnx.file import raw_bytes, unmap
 from densify.onnx.graph import fold_sizes
 from densify.onnx.half import graph_to_half
@@ -281,6 +282,20 @@ def _digest(tensor: ir.TensorProtocol) -> str:
 def survey_onnx(source: OnnxModel, size: Sequence[int] | None = None) -> Survey:
     """The graph's own geometry, as a plan in which nothing is changed."""
     return Survey.of(survey(read(source.graph, source.shape_at(size)).network), source.parameters, source.total)
+
+
+def choices_onnx(
+    source: OnnxModel,
+    size: Sequence[int] | None = None,
+    *,
+    padding: str = "full",
+    head: str = "dense",
+    merge: str = "select",
+) -> list[Offer]:
+    """What a graph offers to choose, as :func:`densify.conversion.choices`; `size` as for :func:`convert_onnx`."""
+    options = options_of(source, size, layers=(), padding=padding, head=head, merge=merge)
+    network = read(source.graph, source.shape_at(options.shape[1:])).network
+    return offers(network, survey(network), padding=padding, head=head, merge=merge)
 
 
 def opened(file: OnnxModel) -> DenseOnnx:

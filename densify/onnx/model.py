@@ -20,6 +20,7 @@ from densify.errors import CheckpointError, ConversionError, UsageError
 from densify.graphs.onnx.image import image_of, refuse_foreign, spatial_dims
 from densify.onnx.file import DTYPES, load_onnx, raw_bytes, read_metadata, save_onnx, unmap
 from densify.onnx.graph import make_constant
+from densify.onnx.parameters import parameters
 from densify.recipe import Recipe
 from densify.shown import Shown
 from densify.weights import RECIPE_KEY
@@ -179,18 +180,14 @@ class OnnxModel(Shown):
 
     @property
     def total(self) -> int:
-        """How many numbers its floating weights have."""
-        return sum(tensor.size for tensor in self.weights.values() if tensor.dtype.is_floating_point())
+        """How many numbers its weights have, each counted once; see :mod:`densify.onnx.parameters`."""
+        known = {name: size for read in parameters(self.graph).values() for name, size in read.items()}
+        return sum(known.values())
 
     @cached_property
     def parameters(self) -> dict[str, int]:
-        """How many numbers the floating weights have that a node reads, by the node's name."""
-        weights, found = self.weights, dict[str, int]()
-        for node in self.graph.graph:
-            read = [weights[str(one.name)] for one in node.inputs if one is not None and str(one.name) in weights]
-            sizes = [tensor.size for tensor in read if tensor.dtype.is_floating_point()]
-            found[str(node.name or node.outputs[0].name)] = sum(sizes)
-        return found
+        """How many numbers the weights have that a node reads, by the node's name."""
+        return {name: sum(read.values()) for name, read in parameters(self.graph).items()}
 
     def declared(self) -> tuple[int | None, ...]:
         """The shape that the image is declared to have; None where any size will do."""

@@ -51,12 +51,16 @@ class Runtime:
             order: dimensions of the graph's image in that order.
             optimised: with all of ONNX Runtime's graph optimisations, or none.
         """
-        session = self.session(self._light(model), optimised=optimised)
+        session = self.ready(model, optimised=optimised)
         found = []
         for x in advancing("running in ONNX Runtime", samples):
             made = zip(session.outputs, session(ordered(x, order).numpy()), strict=True)
             found.append({name: torch.from_numpy(value) for name, value in made})
         return found
+
+    def ready(self, model: ir.Model, *, optimised: bool) -> OnnxSession:
+        """A graph, ready to run."""
+        return self.session(self._light(model), optimised=optimised)
 
     def session(self, proto: onnx.ModelProto, *, optimised: bool) -> OnnxSession:
         """A graph, ready to run; its weights are those of :meth:`initializer`."""

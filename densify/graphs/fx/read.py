@@ -8,6 +8,7 @@ from fractions import Fraction
 from math import prod
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from densify.errors import ConversionError
@@ -98,6 +99,7 @@ class _Reader:
             node.meta["number"] = isinstance(value, int | float)
             node.meta["tensor"] = isinstance(value, Tensor)
             node.meta["counts"] = self.batches.get(node.name, seen(value)) != seen(value)  # images, in shape or number
+        self.images = next((len(n.meta["value"]) for n in graph.nodes if _is_image(n)), 1)
         self.sites: dict[str, Site] = {}
         self.layouts: dict[fx.Node, Layout] = {}
         self.sizes: dict[fx.Node, tuple[int, ...]] = {}  # the original's, per spatial axis
@@ -141,7 +143,7 @@ class _Reader:
             inputs=tuple(n.name for n in inputs),
             shape=tuple(value.shape) if isinstance(value, Tensor) else None,
             where=source_line(node),
-            work=_work(call, op),
+            work=_work(call, op, self.images),
             layout=self.layouts[node if node in self.layouts else inputs[0]],
             linear=op is not None and linear(call, op),
         )
@@ -316,9 +318,18 @@ def _reads_values(call: Call) -> bool:
     return call.node.target is guard or (call.result is not None and not describes(call))
 
 
-def _work(call: Call, op: Op | None) -> int:
-    if not isinstance(op, Conv | Linear | Transposed):
+def _work(call: Call, op: Op | None, images: int) -> int:
+    """See :class:`densify.plans.Site`."""
+    known = isinstance(op, Conv | Linear | Transposed)
+    if not known and not (isinstance(op, Other) and _weighs(call)):
         return 0
     weight = call.module.weight if call.module is not None else call.value(call.arguments("input weight")["weight"])
     assert isinstance(weight, Tensor)
-    return prod(weight.shape)
+    return prod(weight.shape) if known else prod(call.result.shape) // images * prod(weight.shape[1:])
+
+
+def _weighs(call: Call) -> bool:
+    """Whether an op is a convolution or a Linear layer, whatever its input is."""
+    if call.module is not None:
+        return isinstance(call.module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return call.node.target in (F.linear, F.conv1d, F.conv2d, F.conv3d)

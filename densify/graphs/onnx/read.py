@@ -350,7 +350,7 @@ class _Reader:
             op=op,
             inputs=inputs,
             shape=shape,
-            work=_work(call, op),
+            work=_work(call, op, self.plain[0]),
             layout=layout,
             linear=linear(call, op),
         )
@@ -423,7 +423,13 @@ def _captured(node: ir.Node) -> Iterator[str]:
             yield from _inputs(inner)
 
 
-def _work(call: Call, op: Op) -> int:
-    if not isinstance(op, Conv | Linear | Transposed):
+def _work(call: Call, op: Op, images: int) -> int:
+    """See :class:`densify.plans.Site`."""
+    weight = call.node.inputs[1] if len(call.node.inputs) > 1 else None
+    if weight is None or str(weight.name) in call.maps:
         return 0
-    return prod(call.shape(str(call.node.inputs[1].name))) if call.node.inputs[1] is not None else 0
+    if isinstance(op, Conv | Linear | Transposed):
+        return prod(call.shape(str(weight.name)))
+    if isinstance(op, Other) and call.node.op_type == "MatMul":
+        return prod(call.result) // images * call.shape(str(weight.name))[-2]
+    return 0
