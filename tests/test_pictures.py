@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from densify import colours
 from densify.errors import UsageError
+from densify.pictures import colours
 from densify.pictures.localisation import Box, largest_part, locate, outline
 from densify.pictures.panels import Panel, Scale, labels_scale, sheet, written
 from densify.pictures.placed import UPSAMPLINGS, PlacedMap, coinciding, coloured, limits, painted, upsampled
