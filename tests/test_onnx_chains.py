@@ -219,3 +219,10 @@ def test_what_mixes_images_is_seen_however_it_hides(name: str) -> None:
     )  # fmt: skip
     with pytest.raises(RefusedError, match="it does not keep the images of a batch apart"):
         convert_onnx(source, (2, 13, 16), output_stride=1)
+
+
+def test_a_statistic_that_is_expanded_is_a_map(tmp_path: Path) -> None:
+    """Though a statistic itself is as large at every size of the image, what is made of it follows the image."""
+    gate = Call(lambda x: x * x.amax((2, 3), keepdim=True).expand(-1, -1, x.shape[2], x.shape[3]))
+    model = network(nn.Conv2d(3, 4, 3, 2, 1), gate, nn.MaxPool2d(2))
+    agrees(model, (1, 3, 14, 18), (2, 3, 22, 16), tmp_path, output_stride=1)

@@ -75,11 +75,12 @@ class Growth:
             return Layout.MIXED, (), wide
         grown = [_shape(one, value) for one in self.grown]
         kept = like if len(like) == len(shape) else plain
-        if any(self.written_out(value)) or not self._grows(source):
+        moving = [[dim for dim, size in enumerate(shape) if other and other[dim] != size] for other in grown]
+        still = max(wide) > 1 and not any(moving) and not self._grows(source)
+        if still or any(self.written_out(value)):
             if len(shape) == 2 + count and tuple(shape[dim] for dim in kept[2:]) == wide:
                 return Layout.MAP, kept, wide
             return (Layout.VECTOR, (0, 1), (0,) * count) if len(shape) == 2 else (Layout.MIXED, (), wide)
-        moving = [[dim for dim, size in enumerate(shape) if other and other[dim] != size] for other in grown]
         if len(shape) == 2 and not any(moving):
             return Layout.VECTOR, (0, 1), (0,) * count
         if len(shape) != 2 + count or any(len(dims) > 1 for dims in moving):
