@@ -14,6 +14,7 @@ from laws.onnx import Node, as_converted, exported, graph, integers, run, writte
 from test_moves import CHAINS, network
 from test_phase_wise import Call
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import densify
 from densify.errors import ConversionError, RefusedError
@@ -226,3 +227,13 @@ def test_a_statistic_that_is_expanded_is_a_map(tmp_path: Path) -> None:
     gate = Call(lambda x: x * x.amax((2, 3), keepdim=True).expand(-1, -1, x.shape[2], x.shape[3]))
     model = network(nn.Conv2d(3, 4, 3, 2, 1), gate, nn.MaxPool2d(2))
     agrees(model, (1, 3, 14, 18), (2, 3, 22, 16), tmp_path, output_stride=1)
+
+
+def test_a_statistic_of_tokens_is_a_map(tmp_path: Path) -> None:
+    """One number per image is as large at every size of the image, too; the map that it scales has another step."""
+
+    def gate(x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 2) * x.flatten(2).mean((1, 2)).view(-1, 1, 1, 1)
+
+    model = network(nn.Conv2d(3, 4, 3, 2, 1), Call(gate))
+    agrees(model, (1, 3, 14, 18), (2, 3, 22, 16), tmp_path, layers=["0"])

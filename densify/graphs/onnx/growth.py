@@ -76,7 +76,8 @@ class Growth:
         grown = [_shape(one, value) for one in self.grown]
         kept = like if len(like) == len(shape) else plain
         moving = [[dim for dim, size in enumerate(shape) if other and other[dim] != size] for other in grown]
-        still = max(wide) > 1 and not any(moving) and not self._grows(source)
+        single = len(shape) == 2 + count and all(shape[dim] == 1 for dim in kept[2:])
+        still = max(wide) > 1 and not any(moving) and not self._grows(source) and not single
         if still or any(self.written_out(value)):
             if len(shape) == 2 + count and tuple(shape[dim] for dim in kept[2:]) == wide:
                 return Layout.MAP, kept, wide
