@@ -16,6 +16,7 @@ import densify
 from densify.choose import survey
 from densify.conversion import Dense
 from densify.graphs.onnx.read import Reading, read
+from densify.heads import apply_head
 from densify.onnx.conversion import FORMS
 from densify.onnx.model import OnnxModel
 from densify.onnx.runtime import Runtime
@@ -79,16 +80,15 @@ def as_converted(source: OnnxModel, dense: Dense) -> tuple[Reading, Plan]:
         ValueError: the export has other strided ops, in another order.
     """
     reading = read(source.graph, source.shape_at(dense.options.shape[1:]))
-    mine, theirs = _strides(dense.plan.network), _strides(survey(reading.network).network)
+    network = apply_head(reading.network, dense.plan.head)
+    mine, theirs = _strides(dense.plan.network), _strides(survey(network).network)
     for alone in (False, True):  # what takes a whole axis may be a statistic of it here and a window there
         one = [key for key in mine if not alone or key in dense.plan.chosen or not _alone(dense.plan.network, *key)]
-        other = [key for key in theirs if not alone or not _alone(reading.network, *key)]
+        other = [key for key in theirs if not alone or not _alone(network, *key)]
         if [mine[key] for key in one] == [theirs[key] for key in other]:
             names = dict(zip(one, other, strict=True))
             chosen = frozenset(names[key] for key in dense.plan.chosen if key in names)
-            plan = walk(
-                reading.network, chosen, merge=dense.plan.merge, head=dense.plan.head, padding=dense.plan.padding
-            )
+            plan = walk(network, chosen, merge=dense.plan.merge, head=dense.plan.head, padding=dense.plan.padding)
             return reading, plan
     raise ValueError(f"{list(mine.values())} became {list(theirs.values())}")
 
