@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from fractions import Fraction
 from typing import Any
 
@@ -277,15 +278,33 @@ class Linear(Op):
     """A Linear layer on [B, K]."""
 
 
+class Fault(StrEnum):
+    """Why an op must not run on phases that are laid in the batch, in the words that users read.
+
+    Attributes:
+        MIXES: what it makes of an image depends on the others, or on how many there are.
+        MOVED: the images of its result do not lie one behind another along the first dimension.
+        ACROSS: it is a reduction, or the like, over the images.
+        FIXED: it takes as many images as the example has, and no other number.
+        RANDOM: it draws random numbers in eval mode.
+    """
+
+    MIXES = "it mixes the images of a batch, or counts them, and it would run on phases that are laid in the batch"
+    MOVED = "it does not keep the images of a batch apart, along its first dimension"
+    ACROSS = "it works across the images of a batch"
+    FIXED = "it takes a batch of the example's size alone, and it would run on phases that are laid in the batch"
+    RANDOM = "it draws random numbers in eval mode, so there is no original to be equal to"
+
+
 @dataclass(frozen=True)
 class Rows(Op):
     """Any other op on vectors [B, K]: in the dense network it runs on the vector of every position.
 
     Attributes:
-        fault: why it must not run on more vectors than there are images; "" where it may.
+        fault: why it must not run on more vectors than there are images, if so.
     """
 
-    fault: str = ""
+    fault: Fault | None = None
 
 
 @dataclass(frozen=True)
@@ -305,14 +324,14 @@ class Other(Op):
     Attributes:
         scales: per spatial axis, how many times as long its result is; 0 for a statistic of the whole axis.
         layout: what its result is, see :class:`Layout`.
-        fault: why it must not run on phases that are laid in the batch; "" where it may.
+        fault: why it must not run on phases that are laid in the batch, if so.
         mirrors: per spatial axis whether it turns the map around; () for none.
         strided: whether it is a layer with a stride, of a tensor that is no map.
     """
 
     scales: tuple[Fraction, ...]
     layout: Layout
-    fault: str = ""
+    fault: Fault | None = None
     mirrors: tuple[bool, ...] = ()
     strided: bool = False
 

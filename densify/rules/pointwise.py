@@ -56,7 +56,7 @@ def rows(op: Op, source: Map, *, padding: str) -> Rewrite:
             "it works on a flattened window of the map, entry by entry, and that window is not a tensor here",
             'Use head="features", or move it behind the first Linear layer',
         )
-    fault = getattr(op, "fault", "")
+    fault = getattr(op, "fault", None)
     if fault and any(axis.lattice.stride > 1 or not axis.statistic for axis in source.axes):
         raise Refused(fault, "Choose layers behind it, or write it image by image")
     return Rewrite(Rows(), source)

@@ -17,16 +17,13 @@ from torch import Tensor, fx, nn
 from densify.comparison import evaluating
 from densify.graphs.fx.guards import guard
 from densify.maps import Layout
-from densify.ops import Other, Rows, ShapeOf
+from densify.ops import Fault, Other, Rows, ShapeOf
 from densify.plans import Network, Site
 from densify.steps import advancing
 
 _BATCHES = ((0, 1, 2, 3, 4), (2, 0, 5, 4, 1, 6))  # by number; neither first nor last, nor one neighbour, is the same
 _COMMON = (2, 0, 4, 1)
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-_MIXES = "it mixes the images of a batch, or counts them, and it would run on phases that are laid in the batch"
-_RANDOM = "it draws random numbers in eval mode, so there is no original to be equal to"
-_FIXED = "it takes a batch of the example's size alone, and it would run on phases that are laid in the batch"
 
 
 def check(network: Network, graph: fx.Graph, model: nn.Module, batch: int) -> Network:
@@ -42,12 +39,12 @@ def check(network: Network, graph: fx.Graph, model: nn.Module, batch: int) -> Ne
     if not open_ops or any(tensor.is_meta for tensor in tensors):
         return network
     with evaluating(model), torch.random.fork_rng(devices=[]):
-        faults: dict[str, str] = {}
+        faults: dict[str, Fault] = {}
         for signed in (False, True):  # a mask may be of the sign; a root is of the positive alone
             faults |= _Pair(network, graph, model, _BATCHES, signed=signed).faults()
-        if any(fault == _FIXED for fault in faults.values()):
+        if any(fault is Fault.FIXED for fault in faults.values()):
             runs = _Pair(network, graph, model, (range(batch), range(batch)), signed=False).runs()
-            faults = {key: fault for key, fault in faults.items() if fault != _FIXED or key in runs}
+            faults = {key: fault for key, fault in faults.items() if fault is not Fault.FIXED or key in runs}
     marked = {key: replace(network.sites[key], op=_marked(network.sites[key], fault)) for key, fault in faults.items()}
     return replace(network, sites={**network.sites, **marked})
 
@@ -58,7 +55,7 @@ def _is_open(site: Site | None, node: fx.Node) -> bool:
     return isinstance(op, Other | Rows) and "empty" not in str(node.target) and not node.meta.get("whole")
 
 
-def _marked(site: Site, fault: str) -> Other | Rows:
+def _marked(site: Site, fault: Fault) -> Other | Rows:
     assert isinstance(site.op, Other | Rows)
     return replace(site.op, fault=fault)
 
@@ -76,15 +73,15 @@ class _Pair:
         self.runner = fx.Interpreter(fx.GraphModule(nn.Module(), fx.Graph()))
         self.runner.module = model
 
-    def faults(self) -> dict[str, str]:
+    def faults(self) -> dict[str, Fault]:
         """What is wrong with the open ops, by key."""
-        found: dict[str, str] = {}
+        found: dict[str, Fault] = {}
 
         def see(node: fx.Node, one: Any, other: Any) -> bool:
             if one is None:
-                found[node.name] = _FIXED
+                found[node.name] = Fault.FIXED
             elif self.network.sites[node.name].layout is not Layout.MIXED and not self._agree(one, other):
-                found[node.name] = _RANDOM if self._random(node) else _MIXES
+                found[node.name] = Fault.RANDOM if self._random(node) else Fault.MIXES
             return node.name not in found
 
         self._walk(see)

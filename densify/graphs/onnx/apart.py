@@ -18,14 +18,11 @@ import onnx_ir as ir
 
 from densify.graphs.onnx.part import part, run
 from densify.graphs.onnx.values import Known
+from densify.ops import Fault
 
 _LARGEST = 2**24  # numbers of a tensor: what is larger is not looked at
 _SHAPES_ONLY = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Shape", "Squeeze", "Transpose", "Unsqueeze")
 """Operators that move images, if at all, where their shapes show it."""
-
-MIXES = "it mixes the images of a batch, and it would run on phases that are laid in the batch"
-NO_BATCH = "it does not keep the images of a batch apart, along its first dimension"
-FIXED = "it takes a batch of the example's size alone, and it would run on phases that are laid in the batch"
 
 
 def fault(
@@ -35,8 +32,8 @@ def fault(
     more: Mapping[str, Known],
     images: tuple[int, int],
     version: int,
-) -> str:
-    """Why a node must not run on phases; "" where it may, or where nothing can be said.
+) -> Fault | None:
+    """Why a node must not run on phases; None where it may, or where nothing can be said.
 
     Args:
         maps: names of its inputs that are tensors of the image.
@@ -45,20 +42,21 @@ def fault(
         version: of ONNX's operators.
     """
     if node.op_type in _SHAPES_ONLY:
-        return ""
+        return None
     read = [str(value.name) for value in node.inputs if value is not None]
     entries = {name: 0 for name in read if name in maps}
     given = _batches(entries, more, images[1])
     others = _others(node, maps, more)
     if given is None or others is None:
-        return ""
+        return None
     made = run(_alone(node, {**given[0], **others}, version), *({**one, **others} for one in given))
     if made[0] is None or made[-1] is None:
         fewer, few = _batches(entries, known, images[0]), _others(node, maps, known)
         if fewer is None or few is None:
-            return ""
-        return "" if run(_alone(node, {**fewer[0], **few}, version), {**fewer[0], **few})[0] is None else FIXED
-    return "" if _apart(made, [0] * len(made[0]), images[1]) else MIXES
+            return None
+        (runs,) = run(_alone(node, {**fewer[0], **few}, version), {**fewer[0], **few})
+        return None if runs is None else Fault.FIXED
+    return None if _apart(made, [0] * len(made[0]), images[1]) else Fault.MIXES
 
 
 def moved_back(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from densify.graphs.onnx.part import part, run
 from densify.graphs.onnx.registry import Place
 from densify.graphs.onnx.values import Known
 from densify.maps import Layout
+from densify.plans import Site
 
 _EXACT = {ir.DataType.FLOAT: 2**24, ir.DataType.DOUBLE: 2**53}  # integers up to which each type holds all
 
@@ -44,6 +45,38 @@ def chain(node: ir.Node, places: Mapping[str, Place]) -> Chain | None:
                 between.append(name)
                 stack.append(producer)
     return Chain(maps.pop(), tuple(between)) if len(maps) == 1 else None
+
+
+def read_by_nobody(
+    between: Collection[str],
+    last: ir.Value,
+    made: Mapping[str, ir.Value],
+    sites: Mapping[str, Site],
+    places: Mapping[str, Place],
+) -> list[str]:
+    """The values that nobody reads but a chain, which is one op now, and what is told of their shapes alone.
+
+    Args:
+        between: names of the values between the two maps.
+        last: what the chain makes.
+        made: the values of the graph by name.
+        sites, places: of all tensors of the image so far.
+    """
+    inside, found = {id(last.producer())}, list[str]()
+
+    def within(value: ir.Value) -> bool:
+        """Whether all that reads a value is the chain, or tells the chain of shapes alone."""
+        if value.is_graph_output() or not value.consumers():
+            return False  # what the original makes for nobody stays, too
+        told = [node for node in value.consumers() if id(node) not in inside]
+        return all(str(one.name) not in places and within(one) for node in told for one in node.outputs)
+
+    for name in [one for one in reversed(list(sites)) if one in between]:
+        if within(made[name]):
+            inside.add(id(made[name].producer()))
+            shapes = [str(node.outputs[0].name) for node in made[name].consumers() if id(node) not in inside]
+            found += [name, *(one for one in shapes if one in sites and one not in found)]
+    return found
 
 
 def trials(

@@ -12,18 +12,18 @@ import onnx_ir as ir
 
 from densify import moves as chains
 from densify.errors import ConversionError
-from densify.graphs.onnx import apart, moves, readers, regions  # noqa: F401  (importing the readers registers them)
-from densify.graphs.onnx.apart import NO_BATCH
+from densify.graphs.onnx import apart, moves, readers, regions, resized  # noqa: F401  (importing the readers registers them)
 from densify.graphs.onnx.growth import Growth
 from densify.graphs.onnx.image import image_of, spatial_dims
 from densify.graphs.onnx.linear import linear
 from densify.graphs.onnx.readers.windows import DYNAMIC, row_pool
-from densify.graphs.onnx.registry import ACROSS_IMAGES, Call, Place, reader_of
+from densify.graphs.onnx.registry import Call, Place, reader_of
 from densify.graphs.onnx.values import Known, Values
 from densify.maps import Layout
 from densify.ops import (
     Chain,
     Conv,
+    Fault,
     Flatten,
     Interpolation,
     Join,
@@ -142,7 +142,7 @@ class _Reader:
             op = Unsupported("no shape of its result follows from the image's", "Choose layers behind it")
         else:
             op = self.read(call)
-        mixes = (op.fault or self._mixes(call)) if isinstance(op, Other | Rows) else ""
+        mixes = (op.fault or self._mixes(call)) if isinstance(op, Other | Rows) else None
         for value in used:
             found = self._measured(call, value, mixes) if isinstance(op, Other) else op
             found = replace(found, fault=mixes) if isinstance(found, Rows) else found
@@ -204,29 +204,29 @@ class _Reader:
             and len(call.node.outputs) == 1
         )
 
-    def _mixes(self, call: Call) -> str:
-        """Why an op must not run on phases that are laid in the batch, for all that its numbers tell; "" if it may."""
+    def _mixes(self, call: Call) -> Fault | None:
+        """Why an op must not run on phases that are laid in the batch, for all that its numbers tell."""
         if any(self.places[name].layout is Layout.MAP and self.places[name].order[0] for name in call.maps):
-            return NO_BATCH
+            return Fault.MOVED
         more, count = self.for_images(3)
         return apart.fault(call.node, call.maps, self.known, more, (self.plain[0], count), self.version)
 
-    def _measured(self, call: Call, value: ir.Value, mixes: str) -> Other:
+    def _measured(self, call: Call, value: ir.Value, mixes: Fault | None) -> Other:
         """What an op without a rule makes: where its dimensions follow the image's, and how large they are."""
         wide = self._wide(call)
         layout, _, sizes = self._found(call, value)
         scales = tuple(Fraction(n, max(m, 1)) for n, m in zip(sizes, wide, strict=True))
         return Other(scales, layout, fault=self._fault(call, value, mixes))
 
-    def _fault(self, call: Call, value: ir.Value, mixes: str) -> str:
+    def _fault(self, call: Call, value: ir.Value, mixes: Fault | None) -> Fault | None:
         """As :meth:`_mixes`, where the images are along the first dimension, one behind another."""
-        if mixes == ACROSS_IMAGES.fault:
+        if mixes is Fault.ACROSS:
             return mixes
         if self.growth.follows_batch(value) and self.growth.one_per_image(value):
             return mixes
-        elsewhere = [name for name in call.maps if getattr(self.sites[name].op, "fault", "") == NO_BATCH]
+        elsewhere = [name for name in call.maps if getattr(self.sites[name].op, "fault", None) is Fault.MOVED]
         kept = self.growth.follows_batch(value) and not mixes and not elsewhere
-        return "" if kept and call.node.op_type not in _BEHIND else NO_BATCH
+        return None if kept and call.node.op_type not in _BEHIND else Fault.MOVED
 
     def _operands(self, call: Call) -> tuple[str, ...]:
         """The maps that a node reads, and those that something is as large as that it reads: zeros to write into."""
@@ -255,7 +255,9 @@ class _Reader:
                 whole = row_pool(call) or chains.patches(trials, fixed=fixed)
                 if whole is not None:
                     self._place(value, place, whole, (chain.source,), call)
-                    self._leave_out(chain.between, value)
+                    for idle in moves.read_by_nobody(chain.between, value, self.made, self.sites, self.places):
+                        del self.sites[idle]
+                        self.places.pop(idle, None)
                     return
             elif op.layout is Layout.MAP and any(turned := chains.mirrored(trials)):
                 self.sites[name] = replace(site, op=replace(op, mirrors=turned))
@@ -270,25 +272,6 @@ class _Reader:
             return []
         orders = [tuple(range(count)), (0, count - 1, *range(1, count - 1))]
         return [Place(Layout.MAP, order, tuple(shape[dim] for dim in order[2:])) for order in orders]
-
-    def _leave_out(self, between: Sequence[str], last: ir.Value) -> None:
-        """Forget the values of a chain that nobody reads but the chain, which is one op now."""
-        chain = {id(last.producer())}
-
-        def within(value: ir.Value) -> bool:
-            """Whether all that reads a value is the chain, or tells the chain of shapes alone."""
-            if value.is_graph_output() or not value.consumers():
-                return False  # what the original makes for nobody stays, too
-            told = [node for node in value.consumers() if id(node) not in chain]
-            return all(str(one.name) not in self.places and within(one) for node in told for one in node.outputs)
-
-        for name in [one for one in reversed(self.sites) if one in between]:
-            value = self.made[name]
-            if within(value):
-                chain.add(id(value.producer()))
-                del self.sites[name], self.places[name]
-                for shape in (node for node in value.consumers() if id(node) not in chain):
-                    self.sites.pop(str(shape.outputs[0].name), None)
 
     def _found(self, call: Call, value: ir.Value) -> tuple[Layout, tuple[int, ...], tuple[int, ...]]:
         """Layout, order and sizes (0 for a statistic) of an unknown op's result."""
@@ -342,7 +325,7 @@ class _Reader:
         if place is not None and place.layout is Layout.MAP and shape is not None:
             shape = tuple(shape[dim] for dim in place.order)
         if isinstance(op, Interpolation) and not op.factors:
-            inputs += self._like(call)
+            inputs += resized.like(call, self.sites, self.sized, self.growth)
         return Site(
             key=str(value.name),
             layer=str(call.node.name or value.name),
@@ -354,37 +337,6 @@ class _Reader:
             layout=layout,
             linear=linear(call, op),
         )
-
-    def _like(self, call: Call) -> tuple[str, ...]:
-        """The other map whose size a Resize is given, where it is."""
-        made = tuple(call.result[dim] for dim in call.source.order[2:])
-        stack = [one.producer() for one in call.node.inputs[1:] if one is not None and str(one.name) in self.sized]
-        while stack:
-            node = stack.pop()
-            if node is None:
-                continue
-            if node.op_type == "Shape" and str(node.outputs[0].name) in self.sites:
-                other = _inputs(node)[0]
-                place = self.places[other]
-                if other not in call.maps and place.layout is Layout.MAP and place.sizes == made:
-                    return (other,)
-            else:
-                stack += [one.producer() for one in node.inputs if one is not None]
-        return self._as_large(call)
-
-    def _as_large(self, call: Call) -> tuple[str, ...]:
-        """The first map that is as large as the result of a Resize at every size tried: exporters write sizes anew."""
-        name, dims = str(call.node.outputs[0].name), call.source.order[2:]
-        for other, place in self.places.items():
-            if other in (name, *call.maps) or place.layout is not Layout.MAP or place.order != call.source.order:
-                continue
-            pairs = [(one.get(name), one.get(other)) for one in (self.known, *self.growth.grown)]
-            shapes = [(a.shape, b.shape) for a, b in pairs if a is not None and b is not None]
-            if len(shapes) == len(pairs) and all(
-                a and b and [a[d] for d in dims] == [b[d] for d in dims] for a, b in shapes
-            ):
-                return (other,)
-        return ()
 
 
 def _scaled(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:

@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from densify.graphs.onnx.apart import NO_BATCH, moved_back
+from densify.graphs.onnx.apart import moved_back
 from densify.graphs.onnx.registry import Place
 from densify.graphs.onnx.values import Known
 from densify.maps import Layout
-from densify.ops import Other
+from densify.ops import Fault, Other
 from densify.plans import Site
 
 _TIMES = (3, 5)  # as many images are tried together
@@ -34,7 +34,7 @@ def settle(
         known_for: what is known of every value for so many times as many images, and how many those are.
     """
     made = {str(value.name): value for node in model.graph for value in node.outputs}
-    moved = {name for name, site in sites.items() if isinstance(site.op, Other) and site.op.fault == NO_BATCH}
+    moved = {name for name, site in sites.items() if isinstance(site.op, Other) and site.op.fault is Fault.MOVED}
     while moved:
         region, nodes = _around(made[min(moved)], moved)
         moved -= region
@@ -47,7 +47,7 @@ def settle(
         if all(moved_back(model, before, behind, *known_for(times)) for times in _TIMES):
             for name in region | exits:
                 site = sites[name]
-                sites[name] = replace(site, op=replace(site.op, fault=""))  # type: ignore[type-var]
+                sites[name] = replace(site, op=replace(site.op, fault=None))  # type: ignore[type-var]
 
 
 def _around(value: ir.Value, moved: set[str]) -> tuple[set[str], list[ir.Node]]:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from densify.graphs.onnx.values import Known
 from densify.maps import Layout
-from densify.ops import Op, Other
+from densify.ops import Fault, Op, Other
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Call:
         return None if named is None else [axis % self.rank for axis in named]
 
 
-ACROSS_IMAGES = Other((), Layout.MIXED, fault="it works across the images of a batch")
+ACROSS_IMAGES = Other((), Layout.MIXED, fault=Fault.ACROSS)
 """What a reader answers where it sees that an operator mixes images: then none may be phases."""
 
 Reader = Callable[[Call], Op | None]
