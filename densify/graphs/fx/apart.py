@@ -2,7 +2,7 @@
 
 Phases are laid in the batch there, so an op that mixes images would mix phases, and one that counts them would count
 phases. What an op does with a batch is in its numbers alone: each is run on two batches, of other sizes, that have some
-images in common, at other places, and what it makes of these must agree.
+images in common, at other places, and what it makes of these must agree, of whatever scale the others are.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from densify.steps import advancing
 
 _BATCHES = ((0, 1, 2, 3, 4), (2, 0, 5, 4, 1, 6))  # by number; neither first nor last, nor one neighbour, is the same
 _COMMON = (2, 0, 4, 1)
+_SCALES = (1e4, float("nan"))  # of what the second batch alone has: a threshold or a check may hide that images mix
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
@@ -42,6 +43,9 @@ def check(network: Network, graph: fx.Graph, model: nn.Module, batch: int) -> Ne
         faults: dict[str, Fault] = {}
         for signed in (False, True):  # a mask may be of the sign; a root is of the positive alone
             faults |= _Pair(network, graph, model, _BATCHES, signed=signed).faults()
+        for scale in _SCALES:
+            found = _Pair(network, graph, model, _BATCHES, signed=True, scale=scale).faults()
+            faults |= {key: fault for key, fault in found.items() if fault is not Fault.FIXED and key not in faults}
         if any(fault is Fault.FIXED for fault in faults.values()):
             runs = _Pair(network, graph, model, (range(batch), range(batch)), signed=False).runs()
             faults = {key: fault for key, fault in faults.items() if fault is not Fault.FIXED or key in runs}
@@ -61,12 +65,25 @@ def _marked(site: Site, fault: Fault) -> Other | Rows:
 
 
 class _Pair:
-    """Two runs of a graph's open ops on random numbers; `batches` says which images each has, by number."""
+    """Two runs of a graph's open ops on random numbers.
+
+    Args:
+        batches: which images each run has, by number.
+        signed: whether some of the numbers are negative.
+        scale: of the images that the second batch alone has.
+    """
 
     def __init__(
-        self, network: Network, graph: fx.Graph, model: nn.Module, batches: tuple[Sequence[int], ...], *, signed: bool
+        self,
+        network: Network,
+        graph: fx.Graph,
+        model: nn.Module,
+        batches: tuple[Sequence[int], ...],
+        *,
+        signed: bool,
+        scale: float = 3.0,
     ) -> None:
-        self.signed = signed
+        self.signed, self.scale = signed, scale
         self.network, self.graph, self.batches = network, graph, [list(batch) for batch in batches]
         self.places = {key: place for place, key in enumerate(network.sites)}
         self.device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
@@ -138,13 +155,13 @@ class _Pair:
         return self._fresh(node, run) if node.name in self.places else node.meta["value"]
 
     def _fresh(self, node: fx.Node, run: int) -> Any:
-        """Random numbers of the node's shape; those of one batch alone are smaller or larger."""
+        """Random numbers of the node's shape; those of one batch alone are smaller, or of another scale."""
         generator = torch.Generator().manual_seed(self.places[node.name])
         images = self.batches[run]
 
         def one(like: Tensor) -> Tensor:
             made = 0.5 + torch.rand(1 + max(max(batch) for batch in self.batches), *like.shape[1:], generator=generator)
-            made[3:4], made[5:] = made[3:4] / 10, made[5:] * 3
+            made[3:4], made[5:] = made[3:4] / 10, made[5:] * self.scale
             if self.signed:
                 made *= torch.rand(made.shape, generator=generator).sub(0.4).sign()
             return made[images].to(self.device, like.dtype)
