@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from laws.onnx import Node, graph, integers
+from laws.onnx import Node, exported, graph, integers
 from runtimes import agree
+from small import seeded
+from test_merges import Unpooled
 
 from densify.comparison import Report
-from densify.errors import UsageError
+from densify.errors import RefusedError, UsageError
 from densify.graphs.onnx import layers
 from densify.onnx.conversion import DenseOnnx, build_for, convert_onnx
 from densify.onnx.model import OnnxModel
@@ -151,3 +154,10 @@ def test_an_original_without_those_tensors_is_refused() -> None:
     pool.outputs[0].name = "elsewhere"
     with pytest.raises(UsageError, match="has no tensor 'z': the dense network was made of another graph"):
         report(made(made_of, "average"), other)
+
+
+def test_max_unpooling_as_it_is_exported_is_refused(tmp_path: Path) -> None:
+    """Exporters write it as zeros that numbers are laid into, at the places of the maxima."""
+    source = exported(seeded(Unpooled()), (1, 3, 40, 44), tmp_path)
+    with pytest.raises(RefusedError, match="pool/MaxPool: the places of its maxima are read. Give the torch model"):
+        convert_onnx(source, (3, 40, 44), output_stride=1)

@@ -37,6 +37,24 @@ def run(proto: onnx.ModelProto, *feeds: Mapping[str, np.ndarray]) -> list[list[A
     return found
 
 
+def reads_numbers(node: ir.Node) -> list[str]:
+    """Names of the inputs of a node whose numbers it reads, not the type alone."""
+    inputs = node.inputs[:1] if node.op_type == "CastLike" else node.inputs
+    return [str(one.name) for one in inputs if one is not None]
+
+
+def _written(node: ir.Node, known: Mapping[str, Known]) -> onnx.NodeProto:
+    """A node as it is; one that reads the type of a tensor with that type written out."""
+    if node.op_type != "CastLike":
+        proto: onnx.NodeProto = ir.to_proto(node)
+        return proto
+    like = node.inputs[1]
+    assert like is not None
+    (made,) = node.outputs
+    to = known[str(like.name)].dtype.value
+    return onnx.helper.make_node("Cast", reads_numbers(node), [str(made.name)], to=to)
+
+
 def part(
     model: ir.Model,
     names: Sequence[str],
@@ -67,8 +85,8 @@ def part(
             constants[one] = onnx.numpy_helper.from_array(np.asarray(other.numbers), one)
         elif id(producers[one]) not in nodes:
             nodes[id(producers[one])] = producers[one]
-            stack += [str(read.name) for read in producers[one].inputs if read is not None]
-    order = [ir.to_proto(node) for node in model.graph if id(node) in nodes]
+            stack += reads_numbers(producers[one])
+    order = [_written(node, known) for node in model.graph if id(node) in nodes]
     copies = {one: f"{_MADE}.{one}" for one in names if one in constants or one in given}
     order += [onnx.helper.make_node("Identity", [one], [made]) for one, made in copies.items()]
     value_of = onnx.helper.make_tensor_value_info

@@ -16,6 +16,7 @@ from densify.graphs.onnx import apart, moves, readers, regions, resized  # noqa:
 from densify.graphs.onnx.growth import Growth
 from densify.graphs.onnx.image import image_of, spatial_dims
 from densify.graphs.onnx.linear import linear
+from densify.graphs.onnx.part import reads_numbers
 from densify.graphs.onnx.readers.windows import DYNAMIC, row_pool
 from densify.graphs.onnx.registry import Call, Place, reader_of
 from densify.graphs.onnx.values import Known, Values
@@ -118,8 +119,7 @@ class _Reader:
 
     def visit(self, node: ir.Node) -> None:
         """Describe one node, where it holds a tensor that depends on the image, or reads the shape of one."""
-        read = _inputs(node)[:1] if node.op_type == "CastLike" else _inputs(node)  # of the other only the type
-        maps = tuple(dict.fromkeys(name for name in read if name in self.places))
+        maps = tuple(dict.fromkeys(name for name in reads_numbers(node) if name in self.places))
         captured = [name for name in _captured(node) if name in self.places]
         maps = maps or tuple(dict.fromkeys(captured))
         if not maps:
