@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from densify import symmetry
     from densify.checkpoint import load
     from densify.conversion import Dense
     from densify.errors import DensifyError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from densify.onnx.model import OnnxModel
     from densify.pictures.comparing import Comparison, compare
     from densify.pictures.reporting import report
+
+_PACKAGES = ("symmetry",)
 
 _HOMES = {
     "Comparison": "pictures.comparing",
@@ -65,6 +68,7 @@ __all__ = [
     "rule",
     "save",
     "sliding_window",
+    "symmetry",
     "verify",
 ]
 
@@ -74,6 +78,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"densify.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'densify' has no attribute {name!r}")
     return getattr(import_module(f"densify.{_HOMES[name]}"), name)

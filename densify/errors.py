@@ -39,6 +39,10 @@ class TargetError(ConversionError):
     """An ONNX file that would hold what its target refuses."""
 
 
+class ZeroSolutionWarning(UserWarning):
+    """Only weights of zero have the symmetry that was asked for."""
+
+
 class UnsafeError(DensifyError):
     """Input that would run code, and no leave to run it."""
 
@@ -57,6 +61,18 @@ class Refusal:
     def __str__(self) -> str:
         place = f" ({self.where})" if self.where else ""
         return f"{self.layer}{place}: {self.reason}. {self.remedy}"
+
+
+class SymmetryError(ConversionError):
+    """A symmetry that a layer cannot have.
+
+    Attributes:
+        refusal: the layer, the reason and the remedy.
+    """
+
+    def __init__(self, refusal: Refusal) -> None:
+        self.refusal = refusal
+        super().__init__(str(refusal))
 
 
 class RefusedError(ConversionError):

@@ -1,0 +1,201 @@
+"""What is asked of a weight: w = wT (invariance, paper, equation 8) or T'w = wT (equivariance, equation 16)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from densify.errors import Refusal, SymmetryError
+from densify.symmetry.matrix import SparseMatrix
+from densify.symmetry.transformations import Transformation, name_of, sparse
+
+Axes = int | str | Sequence[int | str]
+
+
+@dataclass(frozen=True)
+class Invariant:
+    """w = wT: what the layer makes of Tx is what it makes of x.
+
+    Attributes:
+        transformation: T, see :func:`densify.symmetry.sparse`.
+        axes: the axes of the weight that read what T acts on: numbers or names, one or several.
+    """
+
+    transformation: Transformation
+    axes: Axes
+
+
+@dataclass(frozen=True)
+class Equivariant:
+    """T'w = wT: what the layer makes of Tx is T' of what it makes of x.
+
+    Attributes:
+        transformation: T, of the input.
+        axes: the axes of the weight that read what T acts on.
+        out_axes: the axes of the weight that write what T' acts on.
+        out: T', of the output; None for T.
+        interior: leave out the equations in which T' writes or T reads nothing, as at the ends of a `Shift`.
+    """
+
+    transformation: Transformation
+    axes: Axes
+    out_axes: Axes
+    out: Transformation | None = None
+    interior: bool = False
+
+
+Constraint = Invariant | Equivariant
+
+
+@dataclass(frozen=True, eq=False)
+class Demand:
+    """One constraint on a weight of known shape: left w = w right, either of them the identity where it is None."""
+
+    left: SparseMatrix | None
+    left_axes: tuple[int, ...]
+    right: SparseMatrix | None
+    right_axes: tuple[int, ...]
+    interior: bool
+
+    @property
+    def name(self) -> str:
+        """As messages have it."""
+        matrix = self.right or self.left
+        assert matrix is not None  # one of them is given
+        return f"{matrix.name} on axes {list(self.right_axes or self.left_axes)}"
+
+    def difference(self, weight: Tensor) -> Tensor:
+        """T'w - wT, zero at the places of equations that are left out: the shape of the weight."""
+        first = _along(weight, self.left, self.left_axes, left=True)
+        second = _along(weight, self.right, self.right_axes, left=False)
+        made = first - second
+        if self.interior:
+            for matrix, axes, written in ((self.left, self.left_axes, True), (self.right, self.right_axes, False)):
+                if matrix is not None:
+                    made = _along(made, matrix, axes, left=True, mask=torch.from_numpy(used(matrix, rows=written)))
+        return made
+
+
+def used(matrix: SparseMatrix, *, rows: bool) -> Any:
+    """Whether each row, or each column, of a matrix has an entry."""
+    found = np.zeros(matrix.shape[0 if rows else 1], dtype=bool)
+    found[matrix.rows if rows else matrix.columns] = True
+    return found
+
+
+def demands(shape: Sequence[int], constraints: Sequence[Constraint], names: Sequence[str] | None) -> list[Demand]:
+    """Constraints on a weight of this shape.
+
+    Args:
+        shape: of the weight, [*out, *in].
+        constraints: what is asked of it.
+        names: of its axes, one letter each for a string; None where axes are numbers only.
+
+    Raises:
+        SymmetryError: an axis that it does not have, axes that meet, or a transformation that does not fit.
+    """
+    if names is not None and (len(names) != len(shape) or len(set(names)) != len(names)):
+        raise SymmetryError(
+            Refusal(
+                f"a weight of shape {tuple(shape)}",
+                f"the names {list(names)} do not name its {len(shape)} axes",
+                "Give each axis one name.",
+            )
+        )
+    found = []
+    for constraint in constraints:
+        axes = _numbers(constraint, constraint.axes, shape, names)
+        right = sparse(constraint.transformation, [shape[axis] for axis in axes])
+        if isinstance(constraint, Invariant):
+            found.append(Demand(None, (), right, axes, False))
+            continue
+        out_axes = _numbers(constraint, constraint.out_axes, shape, names)
+        if set(axes) & set(out_axes):
+            raise SymmetryError(
+                Refusal(
+                    right.name,
+                    f"axes {sorted(set(axes) & set(out_axes))} of the weight would read and write what it acts on",
+                    "Name the axes of the input in axes, those of the output in out_axes.",
+                )
+            )
+        out = constraint.transformation if constraint.out is None else constraint.out
+        left = sparse(out, [shape[axis] for axis in out_axes])
+        found.append(Demand(left, out_axes, right, axes, constraint.interior))
+    return found
+
+
+def penalty(
+    weight: Tensor, constraints: Constraint | Sequence[Constraint], names: Sequence[str] | None = None
+) -> Tensor:
+    """The soft constraint: the sum of |T'w - wT|^2 over all constraints, differentiable, zero for exact symmetry.
+
+    Added to a loss, with a factor of one's choice, it draws weights that are not tied towards the symmetry (paper,
+    section 6).
+
+    Args:
+        weight: [*out, *in], real.
+        constraints, names: as for :func:`densify.symmetry.solve`. Functions are looked at in every call; what
+            :func:`densify.symmetry.sparse` makes of one saves that in a loop.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        SymmetryError: a constraint does not fit the weight.
+    """
+    asked = [constraints] if isinstance(constraints, Invariant | Equivariant) else constraints
+    return sum(
+        (demand.difference(weight).square().sum() for demand in demands(weight.shape, asked, names)),
+        start=weight.new_zeros(()),
+    )
+
+
+def _numbers(constraint: Constraint, axes: Axes, shape: Sequence[int], names: Sequence[str] | None) -> tuple[int, ...]:
+    """Axes as numbers from 0."""
+    given = [axes] if isinstance(axes, int | str) else list(axes)
+    found = []
+    for axis in given:
+        if isinstance(axis, str):
+            number = list(names).index(axis) if names is not None and axis in names else None
+        else:
+            number = axis % len(shape) if -len(shape) <= axis < len(shape) else None
+        if number is None:
+            known = f", named {list(names)}" if names is not None else " without names"
+            raise SymmetryError(
+                Refusal(
+                    name_of(constraint.transformation),
+                    f"the weight has no axis {axis!r}: its shape is {tuple(shape)}{known}",
+                    "Name its axes, or count them from 0.",
+                )
+            )
+        found.append(number)
+    if not found or len(set(found)) != len(found):
+        raise SymmetryError(
+            Refusal(
+                name_of(constraint.transformation),
+                f"it acts on axes {given}",
+                "Give one axis, or several different ones.",
+            )
+        )
+    return tuple(found)
+
+
+def _along(
+    w: Tensor, matrix: SparseMatrix | None, axes: tuple[int, ...], *, left: bool, mask: Tensor | None = None
+) -> Tensor:
+    """A matrix applied along some axes from the left or the right, or these axes masked; the weight's shape."""
+    if matrix is None:
+        return w
+    last = tuple(range(-len(axes), 0))
+    moved = w.movedim(axes, last)
+    flat = moved.flatten(-len(axes))
+    if mask is not None:
+        flat = torch.where(mask.to(w.device), flat, 0)
+    else:
+        flat = matrix.applied(flat) if left else matrix.applied_from_right(flat)
+    return flat.reshape(moved.shape).movedim(last, axes)
