@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from densify.extending import pointwise, rule, sliding_window
     from densify.front import choices, convert, export, inspect, inverse, load_onnx, plan, save, verify
     from densify.lattice import Lattice
+    from densify.layers.symmetric import SymmetricLinear
+    from densify.layers.symmetric_conv import SymmetricConv1d, SymmetricConv2d, SymmetricConv3d
     from densify.onnx.conversion import DenseOnnx
     from densify.onnx.model import OnnxModel
     from densify.pictures.comparing import Comparison, compare
@@ -30,6 +32,10 @@ _HOMES = {
     "DensifyError": "errors",
     "Lattice": "lattice",
     "OnnxModel": "onnx.model",
+    "SymmetricConv1d": "layers.symmetric_conv",
+    "SymmetricConv2d": "layers.symmetric_conv",
+    "SymmetricConv3d": "layers.symmetric_conv",
+    "SymmetricLinear": "layers.symmetric",
     "choices": "front",
     "compare": "pictures.comparing",
     "convert": "front",
@@ -54,6 +60,10 @@ __all__ = [
     "DensifyError",
     "Lattice",
     "OnnxModel",
+    "SymmetricConv1d",
+    "SymmetricConv2d",
+    "SymmetricConv3d",
+    "SymmetricLinear",
     "choices",
     "compare",
     "convert",

@@ -71,13 +71,12 @@ class Demand:
 
     def difference(self, weight: Tensor) -> Tensor:
         """T'w - wT, zero at the places of equations that are left out: the shape of the weight."""
-        first = _along(weight, self.left, self.left_axes, left=True)
-        second = _along(weight, self.right, self.right_axes, left=False)
+        first = along(weight, self.left, self.left_axes)
+        second = along(weight, self.right, self.right_axes, from_right=True)
         made = first - second
         if self.interior:
-            for matrix, axes, written in ((self.left, self.left_axes, True), (self.right, self.right_axes, False)):
-                if matrix is not None:
-                    made = _along(made, matrix, axes, left=True, mask=torch.from_numpy(used(matrix, rows=written)))
+            made = where_used(made, self.left, self.left_axes, rows=True)
+            made = where_used(made, self.right, self.right_axes, rows=False)
         return made
 
 
@@ -185,17 +184,22 @@ def _numbers(constraint: Constraint, axes: Axes, shape: Sequence[int], names: Se
     return tuple(found)
 
 
-def _along(
-    w: Tensor, matrix: SparseMatrix | None, axes: tuple[int, ...], *, left: bool, mask: Tensor | None = None
-) -> Tensor:
-    """A matrix applied along some axes from the left or the right, or these axes masked; the weight's shape."""
+def along(x: Tensor, matrix: SparseMatrix | None, axes: tuple[int, ...], *, from_right: bool = False) -> Tensor:
+    """A matrix applied along some axes of a tensor, Tx, or from the right, xT; a tensor of the same shape."""
     if matrix is None:
-        return w
+        return x
     last = tuple(range(-len(axes), 0))
-    moved = w.movedim(axes, last)
+    moved = x.movedim(axes, last)
     flat = moved.flatten(-len(axes))
-    if mask is not None:
-        flat = torch.where(mask.to(w.device), flat, 0)
-    else:
-        flat = matrix.applied(flat) if left else matrix.applied_from_right(flat)
-    return flat.reshape(moved.shape).movedim(last, axes)
+    made = matrix.applied_from_right(flat) if from_right else matrix.applied(flat)
+    return made.reshape(moved.shape).movedim(last, axes)
+
+
+def where_used(x: Tensor, matrix: SparseMatrix | None, axes: tuple[int, ...], *, rows: bool) -> Tensor:
+    """A tensor with zeros where the row, or the column, of a matrix along some axes has no entry."""
+    if matrix is None:
+        return x
+    last = tuple(range(-len(axes), 0))
+    moved = x.movedim(axes, last)
+    mask = torch.from_numpy(used(matrix, rows=rows)).to(x.device).reshape(moved.shape[-len(axes) :])
+    return torch.where(mask, moved, 0).movedim(last, axes)

@@ -22,9 +22,9 @@ class Factor:
         sizes: of these axes.
         dimension: number of free weights along them.
         residual: the largest |T'v - vT| over basis vectors v of length 1; exactly 0 for permutations.
-        index: [*sizes], int64, number of the free weight that stands at each place, 0 as well where the weight is zero;
+        index: [*sizes], int32, number of the free weight that stands at each place, 0 as well where the weight is zero;
             None where weights are no copies of free ones, and a basis is all there is.
-        sign: [*sizes], float64, 1, -1, or 0 where the weight is zero; None where all are 1.
+        sign: [*sizes], int8, 1, -1, or 0 where the weight is zero; None where all are 1.
         vectors: [n, dimension], an orthonormal basis, n being the product of the sizes; None with an index.
     """
 
@@ -35,14 +35,15 @@ class Factor:
     index: Tensor | None = None
     sign: Tensor | None = None
     vectors: SparseMatrix | None = None
+    _placed: dict[torch.device, tuple[Tensor, Tensor | None]] = field(default_factory=dict, repr=False)
 
     @property
     def counts(self) -> Tensor:
         """[dimension], float64, at how many places each free weight stands; ones for a basis that is orthonormal."""
         if self.index is None:
-            return torch.ones(self.dimension, dtype=torch.float64)
-        weights = torch.ones(self.sizes) if self.sign is None else self.sign.abs()
-        return torch.bincount(self.index.flatten(), weights.flatten(), self.dimension).double()
+            return torch.ones(self.dimension, dtype=torch.float64, device="cpu")
+        weights = None if self.sign is None else self.sign.abs().flatten().double()
+        return torch.bincount(self.index.flatten(), weights, self.dimension).double()
 
     @property
     def basis(self) -> SparseMatrix:
@@ -50,45 +51,43 @@ class Factor:
         if self.vectors is not None:
             return self.vectors
         assert self.index is not None  # one or the other
-        index, n = self.index.flatten(), self.index.numel()
-        sign = torch.ones(n, dtype=torch.float64) if self.sign is None else self.sign.flatten()
-        rows = sign.nonzero()[:, 0]
-        columns = index[rows]
-        values = sign[rows] / self.counts[columns].sqrt()
-        return SparseMatrix((n, self.dimension), rows.numpy(), columns.numpy(), values.numpy())
+        index, n = self.index.flatten().numpy(), self.index.numel()
+        sign = np.ones(n) if self.sign is None else self.sign.flatten().numpy().astype(np.float64)
+        (rows,) = np.nonzero(sign)
+        values = sign[rows] / np.sqrt(self.counts.numpy()[index[rows]])
+        return SparseMatrix((n, self.dimension), rows, index[rows].astype(np.int64), values)
 
     def spread(self, free: Tensor) -> Tensor:
         """[..., dimension] -> [..., n]: free weights to where they stand."""
         if self.vectors is not None:
             return self.vectors.applied(free)
-        assert self.index is not None  # one or the other
-        sign = None if self.sign is None else self.sign.to(free.device)
-        return spread(free, self.index.to(free.device), sign)
+        if self.dimension == 0:
+            return free.new_zeros(*free.shape[:-1], math.prod(self.sizes))
+        index, sign = self._on(free.device)
+        copies = free.index_select(-1, index)
+        return copies if sign is None else copies * sign
 
     def fold(self, x: Tensor) -> Tensor:
         """[..., n] -> [..., dimension]: the transpose of :meth:`spread`, sums over the places of each free weight."""
         if self.vectors is not None:
             return self.vectors.applied_from_right(x)
-        assert self.index is not None  # one or the other
-        sign = None if self.sign is None else self.sign.to(x.device)
-        return fold(x, self.index.to(x.device), sign, self.dimension)
+        made = x.new_zeros(*x.shape[:-1], self.dimension)
+        if self.dimension == 0:
+            return made
+        index, sign = self._on(x.device)
+        return made.index_add(-1, index.long(), x if sign is None else x * sign)
 
-
-def spread(free: Tensor, index: Tensor, sign: Tensor | None) -> Tensor:
-    """[..., dimension] -> [..., n]: free weights copied to where an index has them."""
-    if free.shape[-1] == 0:
-        return free.new_zeros(*free.shape[:-1], index.numel())
-    copies = free.index_select(-1, index.flatten())
-    return copies if sign is None else copies * sign.flatten().to(free.dtype)
-
-
-def fold(x: Tensor, index: Tensor, sign: Tensor | None, dimension: int) -> Tensor:
-    """[..., n] -> [..., dimension]: sums over the places that an index gives one number."""
-    made = x.new_zeros(*x.shape[:-1], dimension)
-    if dimension == 0:
-        return made
-    terms = x if sign is None else x * sign.flatten().to(x.dtype)
-    return made.index_add(-1, index.flatten(), terms)
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Index and sign, flattened, on a device: moved there once."""
+        assert self.index is not None  # there are no vectors
+        found = self._placed.get(device)
+        if found is None:
+            sign = None if self.sign is None else self.sign.flatten().to(device)
+            found = self.index.flatten().to(device), sign
+            if not torch.compiler.is_compiling():
+                self._placed.clear()
+                self._placed[device] = found
+        return found
 
 
 def places(rank: int, factors: Iterable[Factor]) -> list[int]:
@@ -166,12 +165,30 @@ class Solution:
         Args:
             free: [*free_shape].
         """
+        return self.spread(free, self.factors)
+
+    def spread(self, free: Tensor, factors: Iterable[Factor]) -> Tensor:
+        """As :meth:`expand`, along the axes of some of the factors: those of the others remain free weights."""
         axes = places(len(self.shape), self.factors)
-        for factor in self.factors:
-            at = axes.index(factor.axes[0])
-            free = factor.spread(free.movedim(at, -1)).unflatten(-1, factor.sizes)
+        for factor in factors:
+            free = factor.spread(free.movedim(axes.index(factor.axes[0]), -1)).unflatten(-1, factor.sizes)
             axes = [axis for axis in axes if axis != factor.axes[0]] + list(factor.axes)
-        return free.permute(*np.argsort(axes).tolist())
+        return _in_order(free, axes)
+
+    def fold(self, x: Tensor, factors: Iterable[Factor], first: int = 0) -> Tensor:
+        """The transpose of :meth:`spread`: numbers that stand where one free weight does, added up.
+
+        Args:
+            x: [..., *sizes], its last axes being those of the weight from `first` on.
+            factors: some of those whose axes are among these.
+        """
+        axes = list(range(first, len(self.shape)))
+        for factor in factors:
+            last = tuple(range(-len(factor.axes), 0))
+            moved = x.movedim([axes.index(axis) - len(axes) for axis in factor.axes], last)
+            x = factor.fold(moved.flatten(-len(factor.axes)))
+            axes = [axis for axis in axes if axis not in factor.axes] + [factor.axes[0]]
+        return _in_order(x, axes)
 
     def coordinates(self, weight: Tensor) -> Tensor:
         """The free weights of the nearest weight with the symmetry: means over orbits where weights are tied.
@@ -182,12 +199,11 @@ class Solution:
         Returns:
             [*free_shape].
         """
-        axes = list(range(len(self.shape)))
+        sums, axes = self.fold(weight, self.factors), places(len(self.shape), self.factors)
         for factor in self.factors:
-            moved = weight.movedim([axes.index(axis) for axis in factor.axes], tuple(range(-len(factor.axes), 0)))
-            weight = factor.fold(moved.flatten(-len(factor.axes))) / factor.counts.to(weight)
-            axes = [axis for axis in axes if axis not in factor.axes] + [factor.axes[0]]
-        return weight.permute(*np.argsort(axes).tolist())
+            shape = [-1 if axis == factor.axes[0] else 1 for axis in axes]
+            sums = sums / factor.counts.to(weight).reshape(shape)
+        return sums
 
     def project(self, weight: Tensor) -> Tensor:
         """The nearest weight with the symmetry (orthogonal projection): [*shape] -> [*shape]."""
@@ -197,3 +213,8 @@ class Solution:
         whole = math.prod(self.shape)
         kind = "tied by index" if self.tied else "combinations"
         return f"{self.dimension:,} free weights of {whole:,} ({kind}), residual {self.residual:.1e}"
+
+
+def _in_order(x: Tensor, axes: list[int]) -> Tensor:
+    """The last axes of a tensor, which have these numbers, in ascending order."""
+    return x.movedim([at - len(axes) for at in np.argsort(axes).tolist()], tuple(range(-len(axes), 0)))

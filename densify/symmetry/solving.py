@@ -48,30 +48,34 @@ def solve(
     Raises:
         SymmetryError: a transformation or support that does not fit the shape, or equations too large to solve.
     """
-    shape = tuple(shape)
     asked = [constraints] if isinstance(constraints, Invariant | Equivariant) else list(constraints)
-    return solve_demands(shape, demands(shape, asked, names), support, rtol)
+    wanted = demands(shape, asked, names)
+    solution = solved(tuple(shape), wanted, support, rtol)
+    if solution.only_zero:
+        warnings.warn(
+            f"only w = 0 of shape {solution.shape} has what {', '.join(d.name for d in wanted) or 'the support'} asks: "
+            f"check its places and factors; numbers in single precision need a larger rtol than {rtol:g}.",
+            ZeroSolutionWarning,
+            stacklevel=2,
+        )
+    return solution
 
 
-def solve_demands(
-    shape: tuple[int, ...], wanted: Sequence[Demand], support: Tensor | npt.NDArray[Any] | None, rtol: float
+def solved(
+    shape: tuple[int, ...],
+    wanted: Sequence[Demand],
+    support: Tensor | npt.NDArray[Any] | None = None,
+    rtol: float = 1e-10,
 ) -> Solution:
-    """As :func:`solve`, of constraints whose transformations are matrices."""
+    """As :func:`solve`, of constraints whose transformations are matrices, and without a warning."""
     mask, mask_axes = _support(shape, support)
     groups = _joined([{*demand.left_axes, *demand.right_axes} for demand in wanted] + [mask_axes] * bool(mask_axes))
     factors = []
     for axes in groups:
         inside = [demand for demand in wanted if axes & {*demand.left_axes, *demand.right_axes}]
-        factors.append(_factor(shape, sorted(axes), inside, mask if mask_axes & axes else None, rtol))
-    solution = Solution(shape, tuple(factors))
-    if solution.only_zero:
-        warnings.warn(
-            f"only w = 0 of shape {shape} has what {', '.join(d.name for d in wanted) or 'the support'} ask for: check "
-            f"their places and factors; numbers in single precision need a larger rtol than {rtol:g}.",
-            ZeroSolutionWarning,
-            stacklevel=3,
-        )
-    return solution
+        with torch.device("cpu"):  # whatever the layer is made on
+            factors.append(_factor(shape, sorted(axes), inside, mask if mask_axes & axes else None, rtol))
+    return Solution(shape, tuple(factors))
 
 
 def _support(shape: tuple[int, ...], support: Tensor | npt.NDArray[Any] | None) -> tuple[npt.NDArray[Any], set[int]]:
@@ -125,8 +129,8 @@ def _factor(
         vectors = _basis(ties, multiplicity, blocks)
         return Factor(tuple(axes), sizes, vectors.shape[1], _residual(system, vectors), vectors=vectors)
     ties = ties.then(copies)
-    sign = None if (ties.sign == 1).all() else torch.from_numpy(ties.sign).reshape(sizes)
-    index = torch.from_numpy(ties.index.clip(0)).reshape(sizes)
+    sign = None if (ties.sign == 1).all() else torch.from_numpy(ties.sign.astype(np.int8)).reshape(sizes)
+    index = torch.from_numpy(ties.index.clip(0).astype(np.int32)).reshape(sizes)
     found = Factor(tuple(axes), sizes, ties.count, 0.0, index, sign)
     return replace(found, residual=_residual(system, found.basis))
 

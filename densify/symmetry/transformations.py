@@ -152,7 +152,8 @@ def sparse(transformation: Any, sizes: Sequence[int]) -> SparseMatrix:
             name, sizes, tuple(held.shape), held.indices()[0].numpy(), held.indices()[1].numpy(), held.values().numpy()
         )
     if callable(transformation):
-        return _of_function(transformation, tuple(sizes), name)
+        with torch.device("cpu"):
+            return _of_function(transformation, tuple(sizes), name)
     given = transformation.detach().cpu().numpy() if isinstance(transformation, Tensor) else np.asarray(transformation)
     if given.ndim == 1:
         return _of_index(given, sizes)
