@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from densify.extending import pointwise, rule, sliding_window
     from densify.front import choices, convert, export, inspect, inverse, load_onnx, plan, save, verify
     from densify.lattice import Lattice
+    from densify.layers.invariant import InvariantConv2d
     from densify.layers.symmetric import SymmetricLinear
     from densify.layers.symmetric_conv import SymmetricConv1d, SymmetricConv2d, SymmetricConv3d
     from densify.onnx.conversion import DenseOnnx
@@ -30,6 +31,7 @@ _HOMES = {
     "Dense": "conversion",
     "DenseOnnx": "onnx.conversion",
     "DensifyError": "errors",
+    "InvariantConv2d": "layers.invariant",
     "Lattice": "lattice",
     "OnnxModel": "onnx.model",
     "SymmetricConv1d": "layers.symmetric_conv",
@@ -58,6 +60,7 @@ __all__ = [
     "Dense",
     "DenseOnnx",
     "DensifyError",
+    "InvariantConv2d",
     "Lattice",
     "OnnxModel",
     "SymmetricConv1d",

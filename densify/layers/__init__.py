@@ -1,5 +1,7 @@
-"""What the writers put into a dense network: plain functions, so that every call has its own geometry."""
+"""What the writers put into a dense network: plain functions, so that every call has its own geometry. And layers with
+symmetries, which are modules."""
 
+from densify.layers.invariant import InvariantConv2d, Maxout, maxout
 from densify.layers.merges import etransposed, output_padding, resample, scaled, spread_phases, transposed_shifts
 from densify.layers.phases import (
     align,
@@ -33,6 +35,8 @@ from densify.layers.windows import (
 )
 
 __all__ = [
+    "InvariantConv2d",
+    "Maxout",
     "align",
     "average",
     "batch_to_space",
@@ -51,6 +55,7 @@ __all__ = [
     "first_phases",
     "from_rows",
     "kernel_of",
+    "maxout",
     "original_dim",
     "original_shape",
     "output_padding",

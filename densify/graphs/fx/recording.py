@@ -110,8 +110,8 @@ def _shadowed(names: dict[str, Any]) -> Iterator[None]:
 
 
 def _namespaces(root: nn.Module) -> list[dict[str, Any]]:
-    """The global names of all modules of the packages that the model's classes come from."""
-    packages = {type(module).__module__.partition(".")[0] for module in root.modules()} - {"torch"}
+    """The global names of all modules of the packages that the model's classes come from; not those of the tracer."""
+    packages = {type(module).__module__.partition(".")[0] for module in root.modules()} - {"torch", "densify"}
     return [vars(module) for name, module in sys.modules.copy().items() if name.partition(".")[0] in packages]
 
 

@@ -1,0 +1,125 @@
+"""The rotated and mirrored copies of a kernel, and the symmetries that a set of them has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from densify.equivariance import TRANSFORMATIONS, composed, inverse, swaps_axes, transformed
+from densify.errors import Refusal, SymmetryError, UsageError
+
+_QUARTERS = ("identity", "rot90", "rot180", "rot270")
+ANGLES = {1: ("identity",), 2: ("identity", "rot180"), 4: _QUARTERS, 8: _QUARTERS}  # 8: and each 45 degrees further
+FLIPS = {
+    "none": ("identity",),
+    "h": ("identity", "flip-h"),
+    "v": ("identity", "flip-v"),
+    "paper": ("identity", "flip-h", "flip-v"),
+    "all": ("identity", "flip-h", "flip-v", "rot180"),
+}
+_RING = (0, 1, 2, 5, 8, 7, 6, 3)  # the outer weights of a 3 x 3 kernel in clockwise order, counted row by row
+
+
+@dataclass(frozen=True)
+class Copies:
+    """The distinct copies of a kernel under some angles and flips.
+
+    They are ordered by flip, as FLIPS has them, and for each by angle, counterclockwise from 0. Copies that would be
+    the same kernel whatever its weights (a flip of a kernel of one row) are made once.
+
+    Args:
+        kernel: height and width.
+        angles: 1 (none but 0), 2 (0 and 180 degrees), 4, or 8, which shifts the ring of outer weights of 3 x 3 kernels.
+        flips: a key of FLIPS: "h" mirrors left and right, "v" top and bottom, "paper" is the kernel and these two,
+            "all" is closed: the kernel mirrored both ways, too.
+
+    Raises:
+        UsageError: other angles or flips.
+        SymmetryError: a kernel that cannot be rotated so.
+    """
+
+    kernel: tuple[int, int]
+    angles: int
+    flips: str
+
+    def __post_init__(self) -> None:
+        if self.angles not in ANGLES or isinstance(self.angles, bool):
+            raise UsageError(f"angles={self.angles!r}: kernels are rotated by 1, 2, 4 or 8 angles")
+        if self.flips not in FLIPS:
+            raise UsageError(f"flips={self.flips!r}: give one of {', '.join(map(repr, FLIPS))}")
+        size = f"a kernel of {self.kernel[0]} x {self.kernel[1]}"
+        if self.angles == 4 and self.kernel[0] != self.kernel[1]:
+            raise SymmetryError(
+                Refusal(size, "it is not square: a quarter turn of it is another shape", "Use angles=2 or flips")
+            )
+        if self.angles == 8 and self.kernel != (3, 3):
+            remedy = "Use angles=4 or flips" if self.kernel[0] == self.kernel[1] else "Use angles=2 or flips"
+            raise SymmetryError(
+                Refusal(size, "only 3 x 3 kernels have a ring of 8 weights to shift by 45 degrees", remedy)
+            )
+
+    @cached_property
+    def parts(self) -> tuple[tuple[bool, str], ...]:
+        """For each copy: whether it is turned by 45 degrees, and the transformation that comes then."""
+        eighths = (False, True) if self.angles == 8 else (False,)
+        flips, turns = FLIPS[self.flips], ANGLES[self.angles]
+        every = [(eighth, composed(flip, turn)) for flip in flips for turn in turns for eighth in eighths]
+        grids = [self._grid(part) for part in every]
+        return tuple(part for i, part in enumerate(every) if grids[i] not in grids[:i])
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @property
+    def turning(self) -> bool:
+        """Whether there are copies whose rows were columns, or that are turned by 45 degrees."""
+        return len(self) > 1 and any(eighth or swaps_axes(name) for eighth, name in self.parts)
+
+    @cached_property
+    def grids(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """For each copy the place in the kernel, counted row by row, that each of its weights comes from."""
+        return tuple(map(self._grid, self.parts))
+
+    @property
+    def closed(self) -> tuple[str, ...]:
+        """The transformations of the square that turn these copies into each other."""
+        return tuple(name for name in TRANSFORMATIONS if self.order(name) is not None)
+
+    def order(self, name: str) -> tuple[int, ...] | None:
+        """For each copy the one that the transformation makes it of; None where that is no copy.
+
+        The maps m of all copies of an image x and the maps n of the transformed image are n[k] == T m[order[k]].
+        """
+        undone = [_frozen(transformed(np.array(grid), inverse(name), np)) for grid in self.grids]
+        return tuple(map(self.grids.index, undone)) if set(undone) == set(self.grids) else None
+
+    def expand(self, weight: Tensor) -> Tensor:
+        """[K, C, h, w] -> [K * copies, C, h, w]: all copies of the first kernel, all of the second, and so on."""
+        if len(self) == 1:
+            return weight
+        eighth = _eighth(weight, torch) if any(eighth for eighth, _ in self.parts) else weight
+        copies = [transformed(eighth if turned else weight, name) for turned, name in self.parts]
+        return torch.stack(copies, 1).flatten(0, 1)
+
+    def _grid(self, part: tuple[bool, str]) -> tuple[tuple[int, ...], ...]:
+        turned, name = part
+        grid = np.arange(self.kernel[0] * self.kernel[1]).reshape(self.kernel)
+        return _frozen(transformed(_eighth(grid, np) if turned else grid, name, np))
+
+
+def _eighth(kernel: Any, ops: Any) -> Any:
+    """[..., 3, 3] with the ring of the outer weights shifted by one, counterclockwise: 45 degrees."""
+    taps = kernel.reshape(*kernel.shape[:-2], 9)
+    source = list(range(9))
+    for place, following in zip(_RING, (*_RING[1:], _RING[0]), strict=True):
+        source[place] = following
+    return ops.stack([taps[..., at] for at in source], -1).reshape(kernel.shape)
+
+
+def _frozen(grid: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(map(int, row)) for row in grid)

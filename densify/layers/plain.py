@@ -1,0 +1,51 @@
+"""Between a plain convolution and the layers that are made of one: with the same parameters, and back."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from densify.errors import Refusal, SymmetryError
+
+Convolution = TypeVar("Convolution", bound=nn.Conv2d)
+
+
+def check_plain(conv: nn.Module, layer: str) -> None:
+    """
+    Raises:
+        SymmetryError: not a Conv2d, one with a forward of its own, or one whose weight is computed.
+    """
+    kind = type_before_parametrizations(conv)
+    name = kind.__name__
+    if kind is not nn.Conv2d:
+        reason = "it is no plain Conv2d" + (", but a class derived from it" if isinstance(conv, nn.Conv2d) else "")
+        raise SymmetryError(Refusal(name, reason, f"{layer} takes the place of torch.nn.Conv2d alone"))
+    assert isinstance(conv, nn.Conv2d)
+    if type(conv.weight) is not nn.Parameter or not isinstance(conv.bias, nn.Parameter | None):
+        remedy = "Make it a parameter first, with remove_parametrizations, or with prune.remove"
+        raise SymmetryError(Refusal(name, "its weight or bias is computed from others", remedy))
+
+
+def geometry(conv: nn.Conv2d) -> dict[str, Any]:
+    """The arguments of a convolution but for its number of maps and where it computes."""
+    names = ("in_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return {**{name: getattr(conv, name) for name in names}, "bias": conv.bias is not None, "dtype": conv.weight.dtype}
+
+
+def convolution_like(kind: type[Convolution], conv: nn.Conv2d, out_channels: int, **own: Any) -> Convolution:
+    """A layer of another class with a convolution's arguments, its parameters, the very same objects, and its mode."""
+    layer = kind(out_channels=out_channels, device="meta", **geometry(conv), **own)
+    layer.weight, layer.bias = conv.weight, conv.bias
+    layer.train(conv.training)
+    return layer
+
+
+def plain_convolution(layer: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
+    """A plain Conv2d with a layer's geometry and mode, and with these weights."""
+    conv = nn.Conv2d(out_channels=len(weight), device="meta", **geometry(layer))
+    conv.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+    if layer.bias is not None and bias is not None:
+        conv.bias = nn.Parameter(bias, requires_grad=layer.bias.requires_grad)
+    return conv.train(layer.training)
