@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from densify.front import choices, convert, export, inspect, inverse, load_onnx, plan, save, verify
     from densify.lattice import Lattice
     from densify.layers.invariant import InvariantConv2d
+    from densify.layers.scale import ScaleInvariantConv2d
     from densify.layers.symmetric import SymmetricLinear
     from densify.layers.symmetric_conv import SymmetricConv1d, SymmetricConv2d, SymmetricConv3d
     from densify.onnx.conversion import DenseOnnx
@@ -34,6 +35,7 @@ _HOMES = {
     "InvariantConv2d": "layers.invariant",
     "Lattice": "lattice",
     "OnnxModel": "onnx.model",
+    "ScaleInvariantConv2d": "layers.scale",
     "SymmetricConv1d": "layers.symmetric_conv",
     "SymmetricConv2d": "layers.symmetric_conv",
     "SymmetricConv3d": "layers.symmetric_conv",
@@ -63,6 +65,7 @@ __all__ = [
     "InvariantConv2d",
     "Lattice",
     "OnnxModel",
+    "ScaleInvariantConv2d",
     "SymmetricConv1d",
     "SymmetricConv2d",
     "SymmetricConv3d",

@@ -21,6 +21,7 @@ from densify.layers.phases import (
     to_rows,
     vectors,
 )
+from densify.layers.scale import OverScales, ScaleInvariantConv2d
 from densify.layers.windows import (
     counts,
     eavg_pool,
@@ -37,6 +38,8 @@ from densify.layers.windows import (
 __all__ = [
     "InvariantConv2d",
     "Maxout",
+    "OverScales",
+    "ScaleInvariantConv2d",
     "align",
     "average",
     "batch_to_space",

@@ -31,7 +31,7 @@ from densify.equivariance import (
 )
 from densify.errors import Refusal, SymmetryError, UsageError
 from densify.layers.copies import Copies
-from densify.layers.plain import check_plain, convolution_like, plain_convolution
+from densify.layers.plain import check_plain, convolution_like, plain_convolution, sides
 
 REDUCTIONS = ("max", "none")
 
@@ -248,11 +248,11 @@ class InvariantConv2d(nn.Conv2d):
             return "the copies of a kernel do not become each other"
         if swaps_axes(name):
             for what in ("stride", "padding", "dilation"):
-                one, other = _sides(self) if what == "padding" else getattr(self, what)
+                one, other = sides(self) if what == "padding" else getattr(self, what)
                 if one != other and not (what == "dilation" and self.kernel_size == (1, 1)):
                     return f"the {what} differs between rows and columns"
         for axis in reversed_axes(name):
-            low, high = _sides(self)[axis]
+            low, high = sides(self)[axis]
             if low != high:
                 return "the padding differs between the two sides"
             left = _left_over(self, axis, size[axis])
@@ -283,22 +283,16 @@ def _unique_channels(out_channels: int, copies: int, reduction: str, unique: int
     return fitting
 
 
-def _sides(conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The padding of rows and of columns, each in front and behind."""
-    columns_first = conv._reversed_padding_repeated_twice
-    return (columns_first[2], columns_first[3]), (columns_first[0], columns_first[1])
-
-
 def _left_over(conv: nn.Conv2d, axis: int, n: int) -> int:
     """How many of n samples the stride leaves unread at the far side."""
-    return (n + sum(_sides(conv)[axis]) - conv.dilation[axis] * (conv.kernel_size[axis] - 1) - 1) % conv.stride[axis]
+    return (n + sum(sides(conv)[axis]) - conv.dilation[axis] * (conv.kernel_size[axis] - 1) - 1) % conv.stride[axis]
 
 
 def _fitting(conv: nn.Conv2d, axis: int, outputs: int) -> int:
     """The smallest size with that many outputs and without a rest, odd where there is one."""
     span, stride = conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1, conv.stride[axis]
-    sides = _sides(conv)[axis]
-    least = max(span + stride * (outputs - 1) - sum(sides), max(sides) + 1)
+    padding = sides(conv)[axis]
+    least = max(span + stride * (outputs - 1) - sum(padding), max(padding) + 1)
     sizes = [n for n in range(least, least + 2 * stride) if not _left_over(conv, axis, n)]
     return next((n for n in sizes if n % 2), sizes[0])
 
@@ -308,16 +302,16 @@ def _check_geometry(layer: InvariantConv2d) -> None:
     Raises:
         SymmetryError: padding or dilation that the copies cannot have.
     """
-    copies, sides, dilation = layer.copies, _sides(layer), layer.dilation
+    copies, padding, dilation = layer.copies, sides(layer), layer.dilation
     layer_name = f"InvariantConv2d({layer.extra_repr()})"
     if copies.turning and dilation[0] != dilation[1]:
         reason = f"a quarter turn of a kernel with dilation {dilation} is another shape"
         raise SymmetryError(Refusal(layer_name, reason, "Use one dilation, or angles=2 or flips"))
-    if copies.turning and sides[0] != sides[1]:
+    if copies.turning and padding[0] != padding[1]:
         reason = "rows and columns are padded differently, and a quarter turn swaps them"
         raise SymmetryError(Refusal(layer_name, reason, "Use one padding, or angles=2 or flips"))
     for axis in {axis for _, name in copies.parts for axis in reversed_axes(name)}:
-        if sides[axis][0] != sides[axis][1]:
+        if padding[axis][0] != padding[axis][1]:
             what = "columns" if axis else "rows"
             reason = f'padding="same" adds one more of the {what} behind than in front, which no reflection keeps'
             raise SymmetryError(Refusal(layer_name, reason, "Use an odd kernel, or give the padding as a number"))

@@ -28,6 +28,12 @@ def check_plain(conv: nn.Module, layer: str) -> None:
         raise SymmetryError(Refusal(name, "its weight or bias is computed from others", remedy))
 
 
+def sides(conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The padding of rows and of columns, each in front and behind."""
+    columns_first = conv._reversed_padding_repeated_twice
+    return (columns_first[2], columns_first[3]), (columns_first[0], columns_first[1])
+
+
 def geometry(conv: nn.Conv2d) -> dict[str, Any]:
     """The arguments of a convolution but for its number of maps and where it computes."""
     names = ("in_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
