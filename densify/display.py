@@ -74,6 +74,8 @@ def show_conversion(document: Document, screen: Console | None = None, *, verbos
     """What was converted, then the verification."""
     screen = screen or tables.screen()
     show_dense(document, screen)
+    for remark in plan_remarks(document["plan"]) if document["plan"] else ():
+        tables.line(screen, remark)
     screen.print()
     show_report(document, screen, verbose=verbose)
 

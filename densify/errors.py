@@ -1,4 +1,4 @@
-"""What densify raises. Every error says what, where, why and what to do, and carries its exit status."""
+"""What densify raises. Every error says what, where, why and what to do, and carries its kind and exit status."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ from dataclasses import dataclass
 
 
 class DensifyError(Exception):
-    """Base of all errors that densify raises on purpose."""
+    """Base of all errors that densify raises on purpose.
 
+    Attributes:
+        kind: one word, as `--json` gives it.
+        exit_status: of a command that fails with it.
+    """
+
+    kind = "conversion"
     exit_status = 3
 
 
 class VerificationError(DensifyError):
     """A law does not hold within its tolerance."""
 
+    kind = "verification"
     exit_status = 1
 
 
 class UsageError(DensifyError):
     """A name, reference, file or option that does not exist or does not fit the others."""
 
+    kind = "usage"
     exit_status = 2
 
 
@@ -29,6 +37,8 @@ class UndrawableError(UsageError):
 
 class CheckpointError(DensifyError):
     """A checkpoint that cannot be read or does not fit the model."""
+
+    kind = "checkpoint"
 
 
 class ConversionError(DensifyError):
@@ -46,6 +56,7 @@ class ZeroSolutionWarning(UserWarning):
 class UnsafeError(DensifyError):
     """Input that would run code, and no leave to run it."""
 
+    kind = "unsafe"
     exit_status = 4
 
 
@@ -81,6 +92,8 @@ class RefusedError(ConversionError):
     Attributes:
         refusals: every op that has no meaning on its lattice, in graph order.
     """
+
+    kind = "refused"
 
     def __init__(self, refusals: tuple[Refusal, ...]) -> None:
         self.refusals = refusals

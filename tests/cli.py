@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from densify.cli.app import app
@@ -27,8 +30,33 @@ class Outcome:
 
     @property
     def document(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.stdout)
+        """What --json printed; it is what the schema says."""
+        found: dict[str, Any] = json.loads(self.stdout, parse_constant=not_json)
+        validate(found)
         return found
+
+
+def not_json(text: str) -> None:
+    """NaN and Infinity are Python's, not JSON's."""
+    raise AssertionError(f"{text} is no JSON")
+
+
+def schema() -> dict[str, Any]:
+    """The schema that densify ships."""
+    found: dict[str, Any] = json.loads(files("densify").joinpath("results.schema.json").read_text("utf-8"))
+    return found
+
+
+@cache
+def _validator(name: str) -> Draft202012Validator:
+    whole = schema()
+    return Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": whole["$defs"]})
+
+
+def validate(document: dict[str, Any]) -> None:
+    """Check a document against the schema of its command."""
+    name = "error" if "error" in document else "choices" if "choices" in document else document["command"]
+    _validator(name).validate(document)
 
 
 def densify(*arguments: object, columns: int = 80) -> Outcome:

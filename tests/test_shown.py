@@ -25,7 +25,7 @@ from densify.samples import read_samples
 from densify.shown import Shown
 from densify.weights import read_weights
 
-OWN = ("command", "model", "written", "compared")
+OWN = ("command", "model", "dry_run", "written", "compared")
 
 
 def own(document: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +58,8 @@ def test_torch_documents_are_those_of_the_commands(tmp_path: Path) -> None:
         "convert", DIGITS, "--weights", WEIGHTS, "--start", "pool2", "--sample", image, "--dry-run", "--json"
     )
     samples = read_samples([image], (3, 32, 32), None, None, torch.float32)
-    assert dense.to_dict() | densify.verify(None, dense, samples).to_dict() == own(made.document)
+    told = dense.to_dict() | {"plan": plan.to_dict()} | densify.verify(None, dense, samples).to_dict()
+    assert told == own(made.document)
 
 
 def test_graph_documents_are_those_of_the_commands(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from densify.cli.inspect import inspect
 from densify.cli.inverse import inverse
 from densify.cli.plan import plan
 from densify.cli.report import report
+from densify.cli.screen import Command, Group
 from densify.cli.verify import verify
 from densify.display import installed_version
 
 app = typer.Typer(
+    cls=Group,
     help="Turn a trained strided CNN into an equivalent dense-prediction CNN, and back.",
     epilog="Exit status: 0 fine; 1 verification failed; 2 usage; 3 the model or checkpoint cannot be converted; "
     "4 unsafe input refused; 130 interrupted.",
@@ -43,4 +45,4 @@ def _common(
 
 
 for _command in (convert, inverse, verify, inspect, plan, compare, report):
-    app.command()(_command)
+    app.command(cls=Command)(_command)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from densify.cli.models import Asked
     from densify.comparison import Report
     from densify.conversion import Dense
+    from densify.onnx.conversion import DenseOnnx
     from densify.recipe import Options
     from densify.reference import ModelReference
 
@@ -113,6 +114,7 @@ def convert(
     options = Options(shape, picked, **how)
     if dry_run and not asked.has_weights(found):
         _show_plan(asked, options, voice, like)
+        voice.rehearsed(outputs)
         return
     dense = _build(asked, found, options, voice, like)
     samples = checking.inputs(run, shape[1:], found.mean, found.std, dense)
@@ -122,7 +124,7 @@ def convert(
     if report or keep_failed:
         written = writing.write(outputs, overwrite=overwrite, dry_run=dry_run)
     report += writing.report
-    _results(voice, model, dense, report, outputs if written else [])
+    show_results(voice, model, dense, report, outputs if written else [], outputs if dry_run else None)
     if not report:
         voice.say("verification failed: " + ("the files were kept" if written else "nothing was written"))
         raise typer.Exit(1)
@@ -160,17 +162,34 @@ def _build(asked: Asked, found: ModelReference, options: Options, voice: o.Voice
         return build(original, options, origin)
 
 
-def _results(voice: o.Voice, model: str, dense: Dense, report: Report, written: Sequence[Path]) -> None:
+def show_results(
+    voice: o.Voice,
+    model: str,
+    dense: Dense | DenseOnnx,
+    report: Report,
+    written: Sequence[Path],
+    rehearsed: Sequence[Path] | None,
+) -> None:
+    """What was converted, its verification, and what was written.
+
+    Args:
+        model: as the user gave it.
+        rehearsed: in a dry run, what would be written.
+    """
     from densify.display import show_conversion
 
     document = {
         "command": "convert",
         "model": model,
         **dense.to_dict(),
+        "dry_run": rehearsed is not None,
+        "plan": None if rehearsed is None else dense.plan.to_dict(),
         "written": [str(path) for path in written],
         **report.to_dict(),
     }
     emit(voice, document, lambda: show_conversion(document, verbose=voice.verbose))
+    if rehearsed is not None and report:
+        voice.rehearsed(rehearsed)
 
 
 def _next(outputs: Sequence[Path], asked: Asked, found: ModelReference) -> list[str]:

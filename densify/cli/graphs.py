@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +39,7 @@ from densify.onnx.writing import metadata_of, metadata_of_original
 from densify.samples import Sample, random_inputs, read_samples, verification_sizes
 
 if TYPE_CHECKING:
+    from densify.checkpoint import Change
     from densify.choose import Choice
     from densify.comparison import Report
     from densify.targets import Target
@@ -130,23 +132,16 @@ def convert(
         voice.say("verifying in float16")
         single, dense = dense, build_for(source, options, origin, target, opset=opset, static=static, half=True)
         report += verify_half(single, dense, samples, Tolerance(run.rtol, run.atol))
-    written = []
+    written: Sequence[Path] = ()
     if report or keep_failed:
         dense.graph.metadata_props.update(metadata_of(dense))
         written = _write(dense.graph, outputs, voice, overwrite=overwrite, dry_run=dry_run)
-    from densify.display import show_conversion
+    from densify.cli.convert import show_results
 
-    document = {
-        "command": "convert",
-        "model": text,
-        **dense.to_dict(),
-        "written": written,
-        **report.to_dict(),
-    }
-    emit(voice, document, lambda: show_conversion(document, verbose=voice.verbose))
+    show_results(voice, text, dense, report, written, outputs if dry_run else None)
     _judge(report, written, voice)
     if written:
-        file = Path(written[0])
+        file = written[0]
         back = shlex.quote(str(file.with_name(f"{file.stem}-dpoa.onnx")))
         voice.next(f"densify verify {shlex.quote(str(file))}", f"densify inverse {shlex.quote(str(file))} -o {back}")
 
@@ -170,26 +165,17 @@ def inverse(
     samples = inputs(run, dense)
     voice.say(f"verifying on {', '.join(sample.name for sample in samples)}")
     report = verify_onnx_laws(None, dense, samples, rtol=run.rtol, atol=run.atol)
-    written = []
+    written: Sequence[Path] = ()
     if report or keep_failed:
         graph = dense.source.base.copy()
         graph.metadata_props.update(metadata_of_original(dense))
         written = _write(graph, outputs, voice, overwrite=overwrite, dry_run=dry_run)
-    from densify.display import show_inverse
+    from densify.cli.inverse import show_results
 
-    document = {
-        "command": "inverse",
-        "dense": text,
-        "model": recipe.origin.model,
-        "parameters": len(recipe.origin.tensors),
-        "changed": changed,
-        "written": written,
-        **report.to_dict(),
-    }
-    emit(voice, document, lambda: show_inverse(document, verbose=voice.verbose))
+    show_results(voice, text, recipe, changed, report, written, outputs if dry_run else None)
     _judge(report, written, voice)
     if written:
-        voice.next(f"densify verify {shlex.quote(written[0])} {shlex.quote(text)}")
+        voice.next(f"densify verify {shlex.quote(str(written[0]))} {shlex.quote(text)}")
 
 
 def verify(texts: Sequence[str], size: Sequence[int] | None, run: Run, voice: Voice) -> None:
@@ -334,31 +320,34 @@ def _nearest(source: OnnxModel, shape: Sequence[int], dense: DenseOnnx | None) -
     return None
 
 
-def _write(graph: Any, outputs: Sequence[Path], voice: Voice, *, overwrite: bool, dry_run: bool) -> list[str]:
-    """Write a graph to all outputs or none, each checked as a file before it appears."""
-    if dry_run:
-        return []
+def _write(graph: Any, outputs: Sequence[Path], voice: Voice, *, overwrite: bool, dry_run: bool) -> Sequence[Path]:
+    """Write a graph to all outputs or none, each checked as a file before it appears; returns what was written."""
 
     def write(place: Path) -> None:
         write_checked(graph, place)
 
+    if dry_run:
+        if outputs:
+            with TemporaryDirectory() as folder:
+                write(Path(folder) / outputs[0].name)
+        return ()
     write_all(dict.fromkeys(outputs, write), overwrite=overwrite)
     for path in outputs:
         voice.say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    return [str(path) for path in outputs]
+    return outputs
 
 
-def _judge(report: Report, written: Sequence[str], voice: Voice) -> None:
+def _judge(report: Report, written: Sequence[Path], voice: Voice) -> None:
     if not report:
         voice.say("verification failed: " + ("the files were kept" if written else "nothing was written"))
         raise typer.Exit(1)
 
 
-def _changes(dense: DenseOnnx, source: Path | None) -> list[dict[str, Any]]:
+def _changes(dense: DenseOnnx, source: Path | None) -> list[Change]:
     from densify.checkpoint import changes
 
     state = {name: to_torch(tensor) for name, tensor in dense.source.weights.items()}
     given = None
     if source is not None:
         given = {name: to_torch(tensor) for name, tensor in OnnxModel.load(source).weights.items()}
-    return [asdict(change) for change in changes(dense.recipe, state, given)]
+    return changes(dense.recipe, state, given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,7 +94,7 @@ def inverse(
     if report or keep_failed:
         written = writing.write(outputs, overwrite=overwrite, dry_run=dry_run)
     report += writing.report
-    _results(voice, dense, recipe, changed, report, outputs if written else [])
+    show_results(voice, dense, recipe, changed, report, outputs if written else [], outputs if dry_run else None)
     if not report:
         voice.say("verification failed: " + ("the files were kept" if written else "nothing was written"))
         raise typer.Exit(1)
@@ -126,9 +127,21 @@ def _changes(recipe: Recipe, network: Dense, source: Path | None) -> list[Change
     return changes(recipe, network.state_dict(), fit(network.source, given.tensors, given.source))
 
 
-def _results(
-    voice: o.Voice, path: str, recipe: Recipe, changed: list[Change], report: Report, written: list[Path]
+def show_results(
+    voice: o.Voice,
+    path: str,
+    recipe: Recipe,
+    changed: list[Change],
+    report: Report,
+    written: Sequence[Path],
+    rehearsed: Sequence[Path] | None,
 ) -> None:
+    """What changed since the conversion, the verification, and what was written.
+
+    Args:
+        path: the dense file, as the user gave it.
+        rehearsed: in a dry run, what would be written.
+    """
     from dataclasses import asdict
 
     from densify.display import show_inverse
@@ -139,7 +152,10 @@ def _results(
         "model": recipe.origin.model,
         "parameters": len(recipe.origin.tensors),
         "changed": [asdict(change) for change in changed],
+        "dry_run": rehearsed is not None,
         "written": [str(file) for file in written],
         **report.to_dict(),
     }
     emit(voice, document, lambda: show_inverse(document, verbose=voice.verbose))
+    if rehearsed is not None and report:
+        voice.rehearsed(rehearsed)

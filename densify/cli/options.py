@@ -182,6 +182,11 @@ class Voice:
     def warn(self, text: str) -> None:
         typer.echo(f"warning: {text}", err=True)
 
+    def rehearsed(self, outputs: Sequence[Path]) -> None:
+        """The end of a dry run."""
+        names = ", ".join(map(str, outputs))
+        self.say("dry run: nothing was written" + (f"; without --dry-run {names} would be" if names else ""))
+
     def next(self, *commands: str) -> None:
         """Commands to copy."""
         self.say("\n".join(["next:", *(f"  {command}" for command in commands)]))

@@ -5,18 +5,20 @@ from __future__ import annotations
 import functools
 import json
 import traceback
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NoReturn, TypeVar
 
 import typer
 
 from densify.cli.options import Voice
 from densify.cli.progress import shown
-from densify.errors import DensifyError
+from densify.errors import DensifyError, Refusal, RefusedError
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
 INTERRUPTED = 130
+INTERRUPTION = "interrupted: nothing was left behind"
 _NOT_ENOUGH = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -27,35 +29,58 @@ def command(function: Command) -> Command:
     where -v asks for it.
     """
 
+    name = function.__name__
+
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
+        asked = bool(kwargs.get("json"))
         try:
-            with shown(wanted=not (kwargs.get("json") or kwargs.get("quiet"))):
+            with shown(wanted=not (asked or kwargs.get("quiet"))):
                 function(*args, **kwargs)
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt:
-            typer.echo("interrupted: nothing was left behind", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+            typer.echo(INTERRUPTION, err=True)
+            _fail(asked, name, "interrupted", INTERRUPTION, INTERRUPTED)
         except BrokenPipeError:
             raise  # typer knows what to do when the reader of stdout has gone
         except DensifyError as error:
             typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(error.exit_status) from None
+            refusals = error.refusals if isinstance(error, RefusedError) else ()
+            _fail(asked, name, error.kind, str(error), error.exit_status, refusals)
         except Exception as error:
-            typer.echo(f"error: {_unexpected(error)}", err=True)
+            kind, message = _unexpected(error)
+            typer.echo(f"error: {message}", err=True)
             if kwargs.get("verbose"):
                 traceback.print_exc()
-            raise typer.Exit(DensifyError.exit_status) from None
+            _fail(asked, name, kind, message, DensifyError.exit_status)
 
     return run  # type: ignore[return-value]
 
 
-def _unexpected(error: Exception) -> str:
+def _fail(
+    asked: bool, command: str, kind: str, message: str, status: int, refusals: Sequence[Refusal] = ()
+) -> NoReturn:
+    if asked:
+        write_json(failure(command, kind, message, status, refusals))
+    raise typer.Exit(status) from None
+
+
+def failure(
+    command: str | None, kind: str, message: str, status: int, refusals: Sequence[Refusal] = ()
+) -> dict[str, Any]:
+    """The document of a command that has no results."""
+    error = {"kind": kind, "message": message, "exit_status": status, "refusals": [asdict(one) for one in refusals]}
+    return {"command": command, "error": error}
+
+
+def _unexpected(error: Exception) -> tuple[str, str]:
+    """The kind of an error that nobody raised on purpose, and what to say of it."""
     reason = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NOT_ENOUGH):
-        return f"not enough memory ({reason or 'MemoryError'}); give a smaller --input-size or smaller samples"
-    return f"{type(error).__name__}: {reason}. This is a bug in densify: please report it with the output of -v"
+        what = f"not enough memory ({reason or 'MemoryError'})"
+        return "memory", f"{what}; give a smaller --input-size or smaller samples"
+    return "bug", f"{type(error).__name__}: {reason}. This is a bug in densify: please report it with the output of -v"
 
 
 def emit(voice: Voice, document: Mapping[str, Any], show: Callable[[], None]) -> None:
@@ -63,6 +88,11 @@ def emit(voice: Voice, document: Mapping[str, Any], show: Callable[[], None]) ->
     if voice.json:
         from densify.facts import plain
 
-        typer.echo(json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False))
+        write_json(plain(document))
     else:
         show()
+
+
+def write_json(document: Mapping[str, Any]) -> None:
+    """A document on stdout, in strict JSON: no NaN and no infinity."""
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
