@@ -45,6 +45,10 @@ class ConversionError(DensifyError):
     """A model that cannot be traced or rewritten."""
 
 
+class BlankError(ConversionError):
+    """A model on the meta device that looks at values."""
+
+
 class TargetError(ConversionError):
     """An ONNX file that would hold what its target refuses."""
 

@@ -128,5 +128,5 @@ def _common_float(tensors: Iterable[Tensor]) -> torch.dtype | None:
 
 
 def _cast(tensor: Tensor, want: Tensor, dtype: torch.dtype | None) -> Tensor:
-    device = tensor.device if want.is_meta else want.device
+    device = tensor.device if want.is_meta or tensor.is_meta else want.device
     return tensor.to(device, dtype if dtype is not None and want.is_floating_point() else want.dtype)

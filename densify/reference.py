@@ -117,7 +117,8 @@ class ModelReference:
         return model
 
     def build_with(self, weights: Weights) -> nn.Module:
-        """The model with these weights, built without ever holding other numbers where that is possible.
+        """The model with these weights, built without ever holding other numbers where that is possible; with weights
+        that have no numbers a model that has none.
 
         Raises:
             CheckpointError: weights that do not fit.
@@ -128,7 +129,8 @@ class ModelReference:
         except DensifyError:  # a factory that looks at numbers while it builds
             model = self.build()
         load_into(model, weights.tensors, weights.source)
-        if _unfilled(model):  # tensors that no checkpoint holds
+        empty = all(tensor.is_meta for tensor in weights.tensors.values())
+        if _unfilled(model) and not empty:  # tensors that no checkpoint holds
             model = self.build()
             load_into(model, weights.tensors, weights.source)
         return model

@@ -12,8 +12,9 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,8 @@ class Weights:
 
     Attributes:
         source: the file, as it is named in messages.
-        tensors: name -> tensor, on the CPU, without gradient; memory-mapped where the format allows it.
+        tensors: name -> tensor, on the CPU, without gradient; memory-mapped where the format allows it; on the meta
+            device where their numbers were not asked for.
         metadata: what the file says about itself (safetensors, ONNX), the recipe under "densify".
         unwrapped: what was taken off, outermost first, such as ("state_dict", "module.").
     """
@@ -61,7 +63,7 @@ class Weights:
         return self.metadata.get(RECIPE_KEY)
 
 
-def read_weights(path: Path | str, key: str | None = None) -> Weights:
+def read_weights(path: Path | str, key: str | None = None, *, numbers: bool = True) -> Weights:
     """Read a checkpoint: .safetensors, .pth (.pt, .bin, .ckpt, .tar) or the initializers of an .onnx.
 
     Wrappings (state_dict, model, model_state_dict, state_dict_ema, model_ema) and the prefixes
@@ -70,6 +72,7 @@ def read_weights(path: Path | str, key: str | None = None) -> Weights:
     Args:
         path: the file.
         key: the entry of a .pth that holds the weights, where it is not the first of those above.
+        numbers: read them; else the tensors of .safetensors and of .pth files lie on the meta device.
 
     Raises:
         UsageError: no such file, or a suffix that is none of these.
@@ -87,12 +90,12 @@ def read_weights(path: Path | str, key: str | None = None) -> Weights:
     content: Mapping[str, object]
     unwrapped: tuple[str, ...] = ()
     if suffix == ".safetensors":
-        content, metadata = _read_safetensors(path)
+        content, metadata = _read_safetensors(path, numbers)
     elif suffix == ".onnx":
         content, metadata = _read_onnx(path)
     else:
-        content, metadata, unwrapped = _unwrap(_read_torch(path), path, key)
-    tensors = {name: _plain(name, value, path) for name, value in content.items()}
+        content, metadata, unwrapped = _unwrap(_read_torch(path, numbers), path, key)
+    tensors = {name: _plain(name, value, path, numbers) for name, value in content.items()}
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors; give a file that holds a model's state_dict")
     if RECIPE_KEY in metadata:
@@ -103,18 +106,26 @@ def read_weights(path: Path | str, key: str | None = None) -> Weights:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_safetensors(path: Path, numbers: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     import safetensors
 
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+            read = file.get_tensor if numbers else partial(_shaped, file)
+            return {name: read(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118, no mapping
     except Exception as error:  # its own, or torch's for a header that lies
         raise _unreadable(path, "safetensors", error) from error
 
 
-def _read_torch(path: Path) -> object:
+def _shaped(file: Any, name: str) -> Tensor:
+    """A tensor of an open safetensors file, without its numbers."""
+    part = file.get_slice(name)
+    shape = part.get_shape()
+    one = part[:0] if shape else file.get_tensor(name)
+    return torch.empty(shape, dtype=one.dtype, device="meta")
+
+
+def _read_torch(path: Path, numbers: bool) -> object:
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"  # torch's own test; zipfile's fails on some damaged files
     if zipped:
@@ -123,7 +134,8 @@ def _read_torch(path: Path) -> object:
         # Training scripts (timm's and others) store their options as a Namespace: attributes, no code.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols, which say nothing to the person
-            content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            place = "cpu" if numbers or not zipped else "meta"
+            content: object = torch.load(path, map_location=place, weights_only=True, mmap=zipped)
     except Exception as error:  # a foreign file makes the unpickler raise nearly anything
         names = _unsafe_globals(path, zipped, error)
         if names:
@@ -295,10 +307,10 @@ def _entries(content: object) -> str:
     return f"an object of class {type(content).__name__}"
 
 
-def _plain(name: object, value: object, path: Path) -> Tensor:
+def _plain(name: object, value: object, path: Path, numbers: bool) -> Tensor:
     if not isinstance(name, str) or not isinstance(value, Tensor):  # protobuf gives bytes for damaged text
         raise CheckpointError(f"{path}: {name!r} is no named tensor; copy or download the file again")
-    if value.is_meta or value.is_quantized or value.layout is not torch.strided:
+    if (value.is_meta and numbers) or value.is_quantized or value.layout is not torch.strided:
         raise CheckpointError(
             f"{path}: {name} holds no plain numbers ({value.layout}, {value.dtype}, {value.device}); "
             "save the model with dense, unquantized tensors"

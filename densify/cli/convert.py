@@ -62,12 +62,9 @@ def convert(
     verbose: o.VerboseOption = False,
     quiet: o.QuietOption = False,
 ) -> None:
-    """Make a model dense, verify it, and write it.
+    """Make a model dense, verify it, and write it. Nothing is written unless every check passes.
 
-    Choose what becomes dense by one of --start, --layer, --output-stride, --head-only and --like. Nothing is written
-    unless every check passes, in torch and, for .onnx outputs, in ONNX Runtime.
-
-    Example: densify convert torchvision:vgg16 --pretrained --start features.23 -o dense.safetensors -o dense.onnx
+    Example: densify convert torchvision:vgg16 --pretrained --start features.23 -o dense.onnx
     """
     outputs = list(output or ())
     if not outputs and not dry_run:
@@ -135,13 +132,13 @@ def convert(
 def _show_plan(asked: Asked, options: Options, voice: o.Voice, like: Path | None) -> None:
     """What a conversion would change, as `densify plan` says it."""
     from densify.cli.like import fitting
-    from densify.cli.models import surveyed
+    from densify.cli.models import Surveyed
     from densify.conversion import Conversion
     from densify.display import show_plan
 
-    model, _ = surveyed(asked, options.shape[1:], None, False)
+    surveyed = Surveyed(asked, options.shape[1:], None, False, voice)
     with fitting(like, asked.model):
-        plan = Conversion(model, options, options.shape).plans[False]
+        plan = surveyed(lambda model, _: Conversion(model, options, options.shape).plans[False])
     document = {"command": "plan", "model": asked.model, **plan.to_dict()}
     emit(voice, document, lambda: show_plan(document))
     voice.say("no weights are given: this is the plan, and nothing was verified")

@@ -210,7 +210,7 @@ def verify(texts: Sequence[str], size: Sequence[int] | None, run: Run, voice: Vo
 
 def inspect(text: str, size: Sequence[int] | None, voice: Voice) -> None:
     """`densify inspect` of an ONNX file."""
-    source, known = _original(text, voice)
+    source, known = _original(text, voice, numbers=False)
     asked, size = size, size or known
     found = survey_onnx(source, size).to_dict(every=voice.verbose)
     from densify.display import show_layers
@@ -232,7 +232,7 @@ def plan(
     measure: bool,
 ) -> None:
     """`densify plan` of an ONNX file."""
-    source, known = _original(text, voice)
+    source, known = _original(text, voice, numbers=measure)
     asked, wanted = size, size or known
     if any_size:
         source, wanted = _opened_size(source, wanted)
@@ -270,9 +270,9 @@ def _typed(text: str, size: Sequence[int] | None) -> str:
 # ---- parts of them -------------------------------------------------------------------------------
 
 
-def _original(text: str, voice: Voice) -> tuple[OnnxModel, tuple[int, ...] | None]:
+def _original(text: str, voice: Voice, *, numbers: bool) -> tuple[OnnxModel, tuple[int, ...] | None]:
     """A file as an original, and its reference size where it tells: of a dense one what it was made from."""
-    file = OnnxModel.load(text)
+    file = OnnxModel.load(text, numbers=numbers)
     if file.is_dense:
         voice.say(f"{text}: is dense already; this is the graph that it was made from")
     known = None if file.recipe is None else file.recipe.options.shape[1:]

@@ -27,7 +27,7 @@ def inspect(
     """
     size, voice = o.size(input_size), o.Voice(json, verbose, quiet)
 
-    from densify.cli.models import Asked, is_graph, surveyed
+    from densify.cli.models import Asked, Surveyed, is_graph
     from densify.conversion import inspect as survey
     from densify.display import show_layers
 
@@ -37,8 +37,9 @@ def inspect(
         graphs.refuse_options(model, {"--model-arg": model_arg})
         graphs.inspect(model, size, voice)
         return
-    built, wanted = surveyed(Asked(model, arguments=tuple(model_arg or ())), size, reference, trust_code)
-    document = {"command": "inspect", "model": model, **survey(built, (1, *wanted)).to_dict(every=verbose)}
+    surveyed = Surveyed(Asked(model, arguments=tuple(model_arg or ())), size, reference, trust_code, voice)
+    found = surveyed(lambda built, wanted: survey(built, (1, *wanted)))
+    document = {"command": "inspect", "model": model, **found.to_dict(every=verbose)}
     emit(voice, document, lambda: show_layers(document))
     if any(layer["strided"] for layer in document["layers"]):
         voice.next(f"densify plan {shlex.quote(model)}")

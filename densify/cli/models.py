@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -13,12 +14,13 @@ from torch import nn
 
 from densify.checkpoint import original, recipe_of, restore
 from densify.cli.options import Init, Run, Voice
-from densify.errors import DensifyError, UsageError
+from densify.errors import BlankError, DensifyError, UsageError
 from densify.recipe import Recipe
 from densify.reference import ModelReference, is_folder, parse_model_args, resolve
 from densify.weights import WEIGHT_SUFFIXES, Weights, read_weights
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
+Seen = TypeVar("Seen")
 
 
 @dataclass(frozen=True)
@@ -93,14 +95,14 @@ def is_graph(text: str) -> bool:
     return holds_graph(Path(text))
 
 
-def read_file(path: Path | str) -> Weights:
-    """A checkpoint, of an ONNX file the counters and tied tensors too; errors as `read_weights`."""
+def read_file(path: Path | str, *, numbers: bool = True) -> Weights:
+    """A checkpoint, of an ONNX file the counters and tied tensors too; arguments and errors as `read_weights`."""
     path = Path(path)
     if path.suffix.lower() == ".onnx":
         from densify.onnx.file import read_onnx_weights
 
-        return Weights(str(path), *read_onnx_weights(path))
-    return read_weights(path)
+        return Weights(str(path), *read_onnx_weights(path, numbers=numbers))
+    return read_weights(path, numbers=numbers)
 
 
 def refuse_any_size(text: str, asked: bool) -> None:
@@ -135,23 +137,50 @@ def refuse_file(text: str) -> None:
     raise UsageError(f"{text}: holds the weights of an original; convert its model with them: {remedy}")
 
 
-def surveyed(
-    asked: Asked, size: tuple[int, ...] | None, reference: str | None, trust: bool, *, numbers: bool = False
-) -> tuple[nn.Module, tuple[int, ...]]:
-    """A model to look at and its reference size; a reference is built without weights, or random ones for `numbers`."""
-    if is_file(asked.model):
-        weights = read_file(asked.model)
-        recipe = recipe_of(weights)
-        model = original(recipe, weights, model=reference, trust_code=trust).eval()
-        return model, size or recipe.options.shape[1:]
-    found = asked.resolve()
-    wanted = input_size(size, found)
-    if numbers:
-        return found.build(seed=0).eval(), wanted
-    try:
-        return found.build(meta=True).eval(), wanted
-    except DensifyError:  # a factory that looks at numbers while it builds
-        return found.build().eval(), wanted
+@dataclass(frozen=True)
+class Surveyed:
+    """A model to look at, without weights as far as that goes.
+
+    Attributes:
+        asked: a reference, or a file that densify wrote.
+        size: the reference size, where the user gives it.
+        reference, trust: the model of a file, and whether the code that it names may run.
+    """
+
+    asked: Asked
+    size: tuple[int, ...] | None
+    reference: str | None
+    trust: bool
+    voice: Voice
+
+    def __call__(self, look: Callable[[nn.Module, tuple[int, ...]], Seen]) -> Seen:
+        """What `look` sees in the model without its numbers, at its reference size (C, spatial ...).
+
+        The numbers of a file are read where the model cannot be understood without; errors as those of `look`.
+        """
+        try:
+            return look(*self.model())
+        except BlankError:
+            if not is_file(self.asked.model):
+                raise
+            self.voice.say(f"reading {self.asked.model}: the model looks at values")
+            return look(*self.model(numbers=True))
+
+    def model(self, *, numbers: bool = False) -> tuple[nn.Module, tuple[int, ...]]:
+        """The model and its reference size; with `numbers` its own, or random ones for a reference."""
+        if is_file(self.asked.model):
+            weights = read_file(self.asked.model, numbers=numbers)
+            recipe = recipe_of(weights)
+            model = original(recipe, weights, model=self.reference, trust_code=self.trust).eval()
+            return model, self.size or recipe.options.shape[1:]
+        found = self.asked.resolve()
+        wanted = input_size(self.size, found)
+        if numbers:
+            return found.build(seed=0).eval(), wanted
+        try:
+            return found.build(meta=True).eval(), wanted
+        except DensifyError:  # a factory that looks at numbers while it builds
+            return found.build().eval(), wanted
 
 
 def input_size(given: tuple[int, ...] | None, found: ModelReference) -> tuple[int, ...]:

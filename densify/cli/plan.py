@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
 from densify.cli import options as o
 from densify.cli.running import command, emit
@@ -46,7 +47,7 @@ def plan(
     size, voice = o.size(input_size), o.Voice(json, verbose, quiet)
 
     from densify.cli.choosing import propose
-    from densify.cli.models import Asked, is_file, is_graph, refuse_any_size, surveyed
+    from densify.cli.models import Asked, Surveyed, is_file, is_graph, refuse_any_size
     from densify.conversion import choices as offers
     from densify.conversion import inspect as survey
     from densify.conversion import plan as made
@@ -60,19 +61,24 @@ def plan(
         graphs.plan(model, picked, size, how, voice, any_size=any_size, measure=measure)
         return
     refuse_any_size(model, any_size)
-    asked = Asked(model, arguments=tuple(model_arg or ()))
-    built, wanted = surveyed(asked, size, reference, trust_code, numbers=measure)
+    surveyed = Surveyed(Asked(model, arguments=tuple(model_arg or ())), size, reference, trust_code, voice)
     if picked is None:
         how.pop("form")
-        document = offered(model, wanted, survey(built, (1, *wanted)), offers(built, (1, *wanted), **how))
+        document = surveyed(
+            lambda built, wanted: offered(
+                model, wanted, survey(built, (1, *wanted)), offers(built, (1, *wanted), **how)
+            )
+        )
         propose(document, shlex.quote(model), voice)
         return
-    chosen = {"start": picked.start, "layers": picked.layers, "output_stride": picked.output_stride}
-    found = made(built, (1, *wanted), **chosen, **how)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"start": picked.start, "layers": picked.layers, "output_stride": picked.output_stride}
+    options |= how
+    found = surveyed(lambda built, wanted: made(built, (1, *wanted), **options))
     document = {"command": "plan", "model": model, **found.to_dict()}
     if measure:
         from densify.cli.measuring import measure_torch
 
         voice.say("measuring")
-        document["measured"] = measure_torch(built, wanted, picked, how, device) | {"random": not is_file(model)}
+        times = measure_torch(*surveyed.model(numbers=True), picked, how, device)
+        document["measured"] = times | {"random": not is_file(model)}
     emit(voice, document, lambda: show_plan(document))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from densify.errors import CheckpointError, ConversionError, UnsafeError, UsageError
 from densify.files import companion
+from densify.onnx.outline import field_head, outline
 
 ONE_FILE_LIMIT = 2**31 - 2**24
 """Bytes of weights past which they go into a file of their own: protobuf ends at 2 GiB, the graph needs some room."""
@@ -78,7 +79,7 @@ def _stream(model: ir.Model, path: Path) -> None:
     heads = [_tensor_head(tensor) for tensor in tensors]
     length = len(graph) + sum(len(head) + tensor.nbytes for head, tensor in zip(heads, tensors, strict=True))
     with path.open("wb") as file:
-        file.write(proto.SerializeToString() + _field_head(onnx.ModelProto.GRAPH_FIELD_NUMBER, length) + graph)
+        file.write(proto.SerializeToString() + field_head(onnx.ModelProto.GRAPH_FIELD_NUMBER, length) + graph)
         for head, tensor in zip(heads, tensors, strict=True):
             file.write(head)
             file.write(tensor.tobytes())
@@ -97,23 +98,15 @@ def _tensor_head(tensor: ir.TensorProtocol) -> bytes:
     shape = tensor.shape.numpy()
     proto = onnx.TensorProto(name=tensor.name, dims=shape, data_type=tensor.dtype.value)
     head: bytes = proto.SerializeToString()
-    head += _field_head(onnx.TensorProto.RAW_DATA_FIELD_NUMBER, tensor.nbytes)
-    return _field_head(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, len(head) + tensor.nbytes) + head
+    head += field_head(onnx.TensorProto.RAW_DATA_FIELD_NUMBER, tensor.nbytes)
+    return field_head(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, len(head) + tensor.nbytes) + head
 
 
-def _field_head(number: int, length: int) -> bytes:
-    """A length-delimited field of protobuf's wire format, up to its content: two varints."""
-    head = bytearray()
-    for value in (number << 3 | 2, length):
-        while value >= 0x80:
-            head.append(value & 0x7F | 0x80)
-            value >>= 7
-        head.append(value)
-    return bytes(head)
-
-
-def load_onnx(path: Path) -> onnx.ModelProto:
+def load_onnx(path: Path, *, numbers: bool = True) -> onnx.ModelProto:
     """Read an ONNX file without trusting it. Weights in a second file are not read yet.
+
+    Args:
+        numbers: read those of the large weights in the file itself; else see :func:`densify.onnx.outline.outline`.
 
     Raises:
         UsageError: there is no such file.
@@ -123,7 +116,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file. Check the path.")
     try:
-        model = onnx.load(str(path), format="protobuf", load_external_data=False)
+        model = _parsed(path, numbers)
     except DecodeError as error:
         raise CheckpointError(f"{path}: cannot be read as an ONNX model ({_first_line(error)}). {_REMEDY}") from None
     except OSError as error:
@@ -134,9 +127,16 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
+def _parsed(path: Path, numbers: bool) -> onnx.ModelProto:
+    if not numbers and path.stat().st_nlink == 1 and not path.is_symlink():
+        with contextlib.suppress(ValueError):  # protobuf says better what is wrong
+            return outline(path)
+    return onnx.load(str(path), format="protobuf", load_external_data=False)
+
+
 def read_metadata(path: Path) -> dict[str, str]:
-    """What an ONNX file says of itself; errors as `load_onnx`."""
-    return {entry.key: entry.value for entry in load_onnx(path).metadata_props}
+    """What an ONNX file says of itself, its weights unread; errors as `load_onnx`."""
+    return {entry.key: entry.value for entry in load_onnx(path, numbers=False).metadata_props}
 
 
 def initializers(model: onnx.ModelProto, path: Path) -> Iterator[ir.TensorProtocol]:
@@ -177,9 +177,7 @@ def to_torch(tensor: ir.TensorProtocol) -> Tensor:
     Raises:
         CheckpointError: a type that torch lacks, or data that does not fit the shape.
     """
-    dtype = DTYPES.get(tensor.dtype)
-    if dtype is None:
-        raise CheckpointError(f"{tensor.name}: torch has no tensor type for ONNX's {tensor.dtype.name}.")
+    dtype = _torch_dtype(tensor)
     data, result = raw_bytes(tensor), torch.empty(0, dtype=dtype)
     shape = tensor.shape.numpy()
     if min(shape, default=1) < 0 or data.size != math.prod(shape) * dtype.itemsize:
@@ -187,6 +185,18 @@ def to_torch(tensor: ir.TensorProtocol) -> Tensor:
     result.resize_(shape)
     result.reshape(-1).view(torch.uint8).numpy()[:] = data
     return result
+
+
+def _shaped(tensor: ir.TensorProtocol) -> Tensor:
+    """An ONNX tensor as a torch tensor without numbers; errors as :func:`to_torch`."""
+    return torch.empty(tensor.shape.numpy(), dtype=_torch_dtype(tensor), device="meta")
+
+
+def _torch_dtype(tensor: ir.TensorProtocol) -> torch.dtype:
+    dtype = DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise CheckpointError(f"{tensor.name}: torch has no tensor type for ONNX's {tensor.dtype.name}.")
+    return dtype
 
 
 def raw_bytes(tensor: ir.TensorProtocol) -> np.ndarray:
@@ -201,19 +211,23 @@ def raw_bytes(tensor: ir.TensorProtocol) -> np.ndarray:
         raise CheckpointError(f"{tensor.name}: its data cannot be read ({_first_line(error)}).") from None
 
 
-def read_onnx_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_onnx_weights(path: Path, *, numbers: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The weights and the metadata of an ONNX file.
 
     For a file that densify wrote the weights are the exported model's whole state_dict, integer counters and tied
     tensors (which share memory here too) included.
 
+    Args:
+        numbers: read them; else the tensors lie on the meta device.
+
     Raises:
         UsageError, CheckpointError, UnsafeError: as `load_onnx`.
     """
-    model = load_onnx(path)
-    weights = {str(tensor.name): to_torch(tensor) for tensor in initializers(model, path)}
+    model, read = load_onnx(path, numbers=numbers), to_torch if numbers else _shaped
+    weights = {str(tensor.name): read(tensor) for tensor in initializers(model, path)}
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    return restore_state(weights, metadata, str(path)), metadata
+    state = restore_state(weights, metadata, str(path))
+    return state if numbers else {name: tensor.to("meta") for name, tensor in state.items()}, metadata
 
 
 def restore_state(weights: dict[str, Tensor], metadata: dict[str, str], where: str) -> dict[str, Tensor]:

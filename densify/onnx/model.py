@@ -79,8 +79,13 @@ class OnnxModel(Shown):
         show_file(self.to_dict(), screen)
 
     @staticmethod
-    def load(path: str | Path) -> OnnxModel:
+    def load(path: str | Path, *, numbers: bool = True) -> OnnxModel:
         """Read a file without trusting it; external weights are mapped, not read.
+
+        Args:
+            path: the file, which stays as it is while the model is in use.
+            numbers: read those of the large weights too; else they are mapped where they lie, and read when they are
+                asked for, as inspecting and planning do not.
 
         Raises:
             UsageError: there is no such file.
@@ -91,10 +96,10 @@ class OnnxModel(Shown):
         path, fault = Path(path), ""
         if path.is_file():  # checked first, as the checker reads the whole file once more
             try:
-                onnx.checker.check_model(str(path))
+                onnx.checker.check_model(str(path) if numbers else _without_weights(load_onnx(path, numbers=False)))
             except Exception as error:  # of several kinds
                 fault = _said(error)
-        proto = load_onnx(path)
+        proto = load_onnx(path, numbers=numbers)
         _check_data(proto, path)
         if fault:
             raise CheckpointError(f"{path}: is no valid ONNX model ({fault}). Export it again.")
@@ -109,7 +114,7 @@ class OnnxModel(Shown):
         refuse_foreign(model)
         _refuse_doubles(model, path)
         made = OnnxModel(model, str(path))
-        if sum(tensor.nbytes for tensor in made.weights.values()) > _MANY:
+        if numbers and sum(tensor.nbytes for tensor in made.weights.values()) > _MANY:
             made._put_away()
         return made
 
@@ -265,12 +270,26 @@ def _refuse_doubles(model: ir.Model, path: Path) -> None:
 def _check_data(model: onnx.ModelProto, path: Path) -> None:
     """Refuse a file whose weights lie in another one that is not there, or that onnx will not open."""
     entries = [entry for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"]
-    for name in dict.fromkeys(entry.value for entry in entries):
+    for name in dict.fromkeys(entry.value for entry in entries if entry.value != path.name):
         place = path.parent / name
         if not place.is_file():
             raise CheckpointError(f"{path}: its weights lie in {name}, which is not there. Put the two side by side.")
         if place.stat().st_nlink > 1:
             raise CheckpointError(f"{path}: {name} has several hard links, which onnx refuses. Take a copy of it.")
+
+
+def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with inputs in the place of its external weights, which the checker would look for."""
+    graph = proto.graph
+    outside = [one for one in graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL]
+    kept = [one for one in graph.initializer if one.data_location != onnx.TensorProto.EXTERNAL]
+    known = {value.name for value in graph.input}
+    for one in outside:
+        if one.name not in known:
+            graph.input.append(onnx.helper.make_tensor_value_info(one.name, one.data_type, list(one.dims)))
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return proto
 
 
 def _own(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
@@ -292,8 +311,15 @@ def _look_into(model: ir.Model) -> None:
                 attribute.as_tensor().numpy()
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if tensor is not None and len(raw_bytes(tensor)) != tensor.nbytes:
-            raise ValueError(f"{value.name}: {len(raw_bytes(tensor))} bytes do not fit shape {tensor.shape}")
+        if tensor is not None and _size(tensor) != tensor.nbytes:
+            raise ValueError(f"{value.name}: {_size(tensor)} bytes do not fit shape {tensor.shape}")
+
+
+def _size(tensor: ir.TensorProtocol) -> int:
+    """The bytes that there are of a tensor; of one that lies in a file as many as it says, where the file has them."""
+    if isinstance(tensor, ir.ExternalTensor) and tensor.length is not None:
+        return min(tensor.length, Path(tensor.path).stat().st_size - (tensor.offset or 0))
+    return len(raw_bytes(tensor))
 
 
 def _written(shape: Sequence[int | None]) -> str:

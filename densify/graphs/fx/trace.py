@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from densify.errors import ConversionError
+from densify.errors import BlankError, ConversionError
 from densify.graphs.fx.guards import OWN
 from densify.graphs.fx.tracer import ExampleTracer
 
@@ -100,7 +100,7 @@ def trace(model: nn.Module, example: Tensor, *, training: bool) -> fx.Graph:
     except Exception:
         # Meta tensors have no values: only a run on real ones tells whether the model or the meta device is at fault.
         if example.is_meta:
-            raise ConversionError(
+            raise BlankError(
                 f"cannot trace {type(model).__name__} without its weights: its program looks at values, or it does not "
                 "run on this example."
             ) from None
