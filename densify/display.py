@@ -57,7 +57,7 @@ def show_report(document: Document, screen: Console | None = None, *, verbose: b
     Checks of several inputs that passed share a row, which shows the worst of them, unless `verbose`.
     """
     screen, checks = screen or tables.screen(), document["checks"]
-    tables.put(screen, tables.fitting(screen, check_rows(checks, verbose=verbose), _PAIRS))
+    tables.put(screen, check_rows(checks, verbose=verbose), pairs=_PAIRS)
     screen.print()
     for remark in check_remarks(checks):
         tables.line(screen, remark)
@@ -115,7 +115,7 @@ def show_inverse(document: Document, screen: Console | None = None, *, verbose: 
             for change in (changed if verbose else changed[:_SHOWN])
         ]
         plain = all(change["largest"] is None for change in changed)
-        tables.put(screen, tables.table([{"parameter": row["parameter"]} for row in rows] if plain else rows))
+        tables.put(screen, [{"parameter": row["parameter"]} for row in rows] if plain else rows)
         if len(rows) < len(changed):
             tables.line(screen, f"and {len(changed) - len(rows)} more (-v lists them)")
         if plain:
@@ -134,14 +134,13 @@ def show_layers(document: Document, screen: Console | None = None) -> None:
     tables.line(screen, "FLOPs: 2 per multiply-addition of convolutions and Linear layers, for one image")
     screen.print()
     rows = [_layer(layer) for layer in document["layers"]]
-    table = tables.table(rows, emphasised="*")
-    if not tables.fits(screen, table) and not tables.free(screen):
-        table = tables.table(
-            [{_SHORT.get(name, name): row[name] for name in row} for row in rows], emphasised="*", gap=1
-        )
-        tables.line(screen, "k: kernel, s: stride, p: padding")
-        screen.print()
-    tables.put(screen, table, whole=True)
+    if tables.fits(screen, rows):
+        tables.put(screen, rows, whole=True, emphasised="*")
+        return
+    short = [{_SHORT.get(name, name): row[name] for name in row} for row in rows]
+    tables.line(screen, "k: kernel, s: stride, p: padding")
+    screen.print()
+    tables.put(screen, short, emphasised="*", gap=1)
 
 
 def show_plan(document: Document, screen: Console | None = None) -> None:
@@ -150,9 +149,9 @@ def show_plan(document: Document, screen: Console | None = None) -> None:
     tables.line(screen, f"{_name(document)} at {_shape(document['input_size'])}: {_strides(document['chosen'])}")
     screen.print()
     if document["changes"]:
-        tables.put(screen, tables.table(change_rows(document)), whole=True)
+        tables.put(screen, change_rows(document), whole=True)
         screen.print()
-    tables.put(screen, tables.table(output_rows(document)))
+    tables.put(screen, output_rows(document))
     screen.print()
     for remark in plan_remarks(document):
         tables.line(screen, remark)
@@ -165,7 +164,7 @@ def show_comparison(document: Document) -> None:
     tables.line(screen, f"{document['image']} ({size} pixels), {document['output']}: {document['shown']}")
     screen.print()
     rows = [_map(name, document[key]) for key, name in zip(("first", "second"), document["names"], strict=True)]
-    tables.put(screen, tables.table(rows))
+    tables.put(screen, rows)
     screen.print()
     for words in document["words"]:
         tables.line(screen, words)

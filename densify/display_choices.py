@@ -25,7 +25,7 @@ def show_offers(document: Document) -> None:
         return
     tables.line(screen, "what --start or --output-stride would give; FLOPs and memory as multiples of these:")
     screen.print()
-    tables.put(screen, tables.table([_offer(choice) for choice in choices]), whole=True)
+    tables.put(screen, [_offer(choice) for choice in choices], whole=True)
     reasons: dict[tuple[str, str], str] = {}
     for refusal in (refusal for choice in choices for refusal in choice["refused"] or ()):
         place = f" ({refusal['where']})" if refusal["where"] else ""

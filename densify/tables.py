@@ -31,10 +31,20 @@ _UNBROKEN = (
 
 
 def screen() -> Console:
-    """stdout as it is now: coloured on a terminal, plain text of 80 columns (or COLUMNS) elsewhere."""
+    """stdout as it is now: coloured on a terminal, plain text of 80 columns (or COLUMNS) elsewhere.
+
+    NO_COLOR or a dumb terminal means no escape codes at all; FORCE_COLOR colours what is no terminal.
+    """
     from rich.console import Console
 
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    return Console(
+        file=sys.stdout, highlight=False, markup=False, emoji=False, color_system=None if plain() else "auto"
+    )
+
+
+def plain() -> bool:
+    """Whether the user wants no escape codes, or the terminal knows none."""
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") in ("dumb", "unknown")
 
 
 def line(screen: Console, text: str, style: str = "") -> None:
@@ -47,26 +57,73 @@ def free(screen: Console) -> bool:
     return not screen.is_terminal and "COLUMNS" not in os.environ
 
 
-def put(screen: Console, table: Table, *, whole: bool = False) -> None:
-    """A table without the blanks that fill its last column.
+Rows = Sequence[Mapping[str, str]]
+
+
+def put(
+    screen: Console,
+    rows: Rows,
+    *,
+    pairs: Sequence[tuple[str, str]] = (),
+    whole: bool = False,
+    emphasised: str = "",
+    gap: int = 2,
+) -> None:
+    """A table, without the blanks that fill its last column.
+
+    Where the lines are too narrow for it, one above the other of two values in each cell, else every row as text. So no
+    word and no number is broken.
 
     Args:
+        pairs: columns that may share one.
         whole: break no cell where no width is given: the names in it are to be copied.
+        emphasised: what marks a row in a column without a name.
+        gap: between columns.
     """
+    shown = [{name: row[name] for pair in pairs for name in pair} for row in rows] if pairs else rows
+    made = table(shown, emphasised=emphasised, gap=gap)
     if whole and free(screen):
-        screen.width = max(screen.width, _width(screen, table))
+        screen.width = max(screen.width, _width(screen, made))
+    if pairs and _width(screen, made) > screen.width:
+        shown = [{f"{a}\n{b}": f"{row[a]}\n{row[b]}" for a, b in pairs} for row in rows]
+        made = table(shown, leading=1)
+    if _least(shown, gap) > screen.width:
+        _put_text(screen, rows, emphasised)
+        return
     with screen.capture() as drawn:
-        screen.print(table)
+        screen.print(made)
     screen.file.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
 
 
-def fitting(screen: Console, rows: Sequence[Mapping[str, str]], pairs: Sequence[tuple[str, str]]) -> Table:
-    """One line per row where that fits, else two: in each cell one value above the other."""
-    wide = table([{name: row[name] for pair in pairs for name in pair} for row in rows])
-    if fits(screen, wide):
-        return wide
-    stacked = [{f"{a}\n{b}": f"{row[a]}\n{row[b]}" for a, b in pairs} for row in rows]
-    return table(stacked, leading=1)
+def _put_text(screen: Console, rows: Rows, emphasised: str) -> None:
+    """Every row as names and values, as many on a line as there is room for."""
+    for row in rows:
+        marked = bool(emphasised) and row.get("") == emphasised
+        values = [f"{name}: {value}".replace("\n", " and ") for name, value in row.items() if name and value]
+        lines = [f"{emphasised} " if marked else ""]
+        for value in values:
+            if len(lines[-1]) + len(value) > screen.width and lines[-1].strip():
+                lines.append("    ")
+            lines[-1] += f"{value}  "
+        text = "\n".join(one.rstrip() for one in lines)
+        screen.print(text, style="bold" if marked else None, soft_wrap=True)
+
+
+def _least(rows: Rows, gap: int) -> int:
+    """How wide a table is whose words stand on lines of their own."""
+    names = rows[0] if rows else ()
+    columns = [[name, *(row[name] for row in rows)] for name in names]
+    whole = [name.partition("\n")[0] in _UNBROKEN for name in names]
+    widths = [
+        max((len(part) for cell in cells for part in (cell.splitlines() if keep else cell.split())), default=0)
+        for cells, keep in zip(columns, whole, strict=True)
+    ]
+    return sum(widths) + gap * (len(widths) - 1)
+
+
+def fits(screen: Console, rows: Rows) -> bool:
+    """Whether no cell is broken."""
+    return free(screen) or _width(screen, table(rows)) <= screen.width
 
 
 def _width(screen: Console, table: Table) -> int:
@@ -74,11 +131,7 @@ def _width(screen: Console, table: Table) -> int:
     return table.__rich_measure__(screen, screen.options.update(max_width=10_000)).maximum
 
 
-def fits(screen: Console, table: Table) -> bool:
-    return _width(screen, table) <= screen.width
-
-
-def table(rows: Sequence[Mapping[str, str]], *, leading: int = 0, emphasised: str = "", gap: int = 2) -> Table:
+def table(rows: Rows, *, leading: int = 0, emphasised: str = "", gap: int = 2) -> Table:
     from rich.table import Table
     from rich.text import Text
 

@@ -18,14 +18,12 @@ from densify.display import installed_version
 
 app = typer.Typer(
     cls=Group,
-    help="Turn a trained strided CNN into an equivalent dense-prediction CNN, and back.",
     epilog="Exit status: 0 fine; 1 verification failed; 2 usage; 3 the model or checkpoint cannot be converted; "
     "4 unsafe input refused; 130 interrupted.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
 
@@ -41,7 +39,10 @@ def _common(
         False
     ),
 ) -> None:
-    """Turn a trained strided CNN into an equivalent dense-prediction CNN, and back."""
+    """Turn a trained strided CNN into an equivalent dense-prediction CNN, and back.
+
+    To begin with: densify plan torchvision:resnet18
+    """
 
 
 for _command in (convert, inverse, verify, inspect, plan, compare, report):

@@ -25,7 +25,9 @@ _FileArgument = Annotated[
 ]
 _SourceOption = Annotated[
     Path | None,
-    typer.Option("--weights", metavar="SOURCE", help="What was converted: tells by how much parameters changed."),
+    o.option(
+        "--weights", group=o.MODEL, metavar="SOURCE", help="What was converted: tells by how much parameters changed."
+    ),
 ]
 
 
@@ -55,10 +57,10 @@ def inverse(
 ) -> None:
     """Give a dense network's weights back (dpoa).
 
-    Proves that the original architecture equals the dense network on its grid and says which parameters changed since
-    the conversion. The state_dict (of a .pth: its entry "state_dict") loads into the original class without densify.
+    Proves that the original architecture equals the dense network on its grid, and says which parameters changed since
+    the conversion. The state_dict loads into the original class without densify.
 
-    Example: densify inverse finetuned.safetensors --weights vgg16.pth -o fast.safetensors -o fast.onnx
+    Example: densify inverse finetuned.safetensors --weights vgg16.pth -o fast.safetensors
     """
     outputs = list(output or ())
     check_writable(outputs, overwrite)

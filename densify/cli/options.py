@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -61,6 +61,13 @@ class DType(StrEnum):
     bfloat16 = "bfloat16"
 
 
+CHOICE = "What to make dense, by one of"
+MODEL = "Model"
+HOW = "How"
+CHECKS = "Verification"
+OUTPUT = "Output"
+"""The groups of options in `--help`."""
+
 _MODEL = "torchvision:NAME, timm:NAME, a timm folder, path/to/file.py:factory, package.module:factory or FILE.onnx"
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL}.", show_default=False)]
@@ -68,99 +75,157 @@ SurveyedArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help=f"{_MODEL}, or a file that densify wrote.", show_default=False)
 ]
 
-WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", metavar="FILE", help="Checkpoint: .safetensors, .pth or .onnx.")
-]
-PretrainedOption = Annotated[bool, typer.Option("--pretrained", help="The library's own weights, downloaded.")]
-InitOption = Annotated[Init | None, typer.Option("--init", help="Random weights, for trying out.")]
-SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Of all random numbers.")]
-ModelArgOption = Annotated[
-    list[str] | None,
-    typer.Option("--model-arg", metavar="NAME=VALUE", help="Argument of the model's factory; repeatable."),
-]
-ReferenceOption = Annotated[
-    str | None,
-    typer.Option("--model", metavar="REFERENCE", help="The original, where a file does not know it; trusts its code."),
-]
-TrustOption = Annotated[bool, typer.Option("--trust-code", help="Run the factory that a file's recipe names.")]
+
+def option(*names: str, group: str, metavar: str | None = None, help: str) -> Any:
+    """An option of one of the groups; its help is one line of 72 letters, the default included."""
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=group)
+
 
 StartOption = Annotated[
-    str | None, typer.Option("--start", metavar="LAYER", help="Remove every stride from this layer on.")
+    str | None,
+    option("--start", group=CHOICE, metavar="LAYER", help="Remove every stride from this layer on."),
 ]
 LayerOption = Annotated[
     list[str] | None,
-    typer.Option("--layer", metavar="LAYER", help="Remove the strides of this layer or block alone; repeatable."),
+    option("--layer", group=CHOICE, metavar="LAYER", help="Remove those of this layer or block alone; repeatable."),
 ]
 StrideOption = Annotated[
     int | None,
-    typer.Option("--output-stride", metavar="N", help="Remove every stride that leads past a step of N input pixels."),
+    option(
+        "--output-stride",
+        group=CHOICE,
+        metavar="N",
+        help="Remove every stride that leads past a step of N input pixels.",
+    ),
 ]
-HeadOnlyOption = Annotated[bool, typer.Option("--head-only", help="Remove none: make the classifier convolutional.")]
+HeadOnlyOption = Annotated[
+    bool, option("--head-only", group=CHOICE, help="Remove none: make the classifier convolutional.")
+]
 LikeOption = Annotated[
     Path | None,
-    typer.Option("--like", metavar="FILE", help="Repeat the choices of a file that densify wrote, sizes too."),
-]
-PaddingOption = Annotated[
-    Padding,
-    typer.Option("--padding", help="full: eST times the samples; valid: no far side; same: as in the paper."),
-]
-HeadOption = Annotated[
-    Head, typer.Option("--head", help="dense: map of predictions; average: its mean; features; cam.")
-]
-FormOption = Annotated[Form, typer.Option("--form", help="dilated, or fragments: phases in the batch; same numbers.")]
-MergeOption = Annotated[
-    Merge, typer.Option("--merge", help="In upsamplings: select phases, average all shifts, or resample.")
+    option("--like", group=CHOICE, metavar="FILE", help="Repeat the choices of a file that densify wrote, sizes too."),
 ]
 
+WeightsOption = Annotated[
+    Path | None,
+    option("--weights", group=MODEL, metavar="FILE", help="Checkpoint: .safetensors, .pth or .onnx."),
+]
+PretrainedOption = Annotated[bool, option("--pretrained", group=MODEL, help="The library's own weights, downloaded.")]
+InitOption = Annotated[Init | None, option("--init", group=MODEL, help="Random weights, for trying out.")]
+SeedOption = Annotated[int, option("--seed", group=MODEL, metavar="N", help="Of all random numbers.")]
+ModelArgOption = Annotated[
+    list[str] | None,
+    option("--model-arg", group=MODEL, metavar="NAME=VALUE", help="Argument of the model's factory; repeatable."),
+]
+ReferenceOption = Annotated[
+    str | None,
+    option(
+        "--model",
+        group=MODEL,
+        metavar="REFERENCE",
+        help="The original, where a file does not know it; trusts its code.",
+    ),
+]
+TrustOption = Annotated[bool, option("--trust-code", group=MODEL, help="Run the factory that a file's recipe names.")]
 InputSizeOption = Annotated[
     str | None,
-    typer.Option("--input-size", metavar="C,H,W", help="Reference size; the default is the model's own, where known."),
+    option(
+        "--input-size",
+        group=MODEL,
+        metavar="C,H,W",
+        help="Reference size; the default is the model's own, where known.",
+    ),
+]
+AnySizeOption = Annotated[
+    bool, option("--any-size", group=MODEL, help="Take an ONNX file of one fixed size for images of any size.")
 ]
 MeanOption = Annotated[
-    str | None, typer.Option("--mean", metavar="R,G,B", help="Subtracted from images in [0, 1]; kept in the recipe.")
+    str | None,
+    option("--mean", group=MODEL, metavar="R,G,B", help="Subtracted from images in [0, 1]; kept in the recipe."),
 ]
-StdOption = Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Divides images; kept in the recipe.")]
+StdOption = Annotated[
+    str | None, option("--std", group=MODEL, metavar="R,G,B", help="Divides images; kept in the recipe.")
+]
+
+PaddingOption = Annotated[
+    Padding,
+    option("--padding", group=HOW, metavar="KIND", help="full: all phases; valid: no far side; same: the paper's"),
+]
+HeadOption = Annotated[
+    Head, option("--head", group=HOW, metavar="KIND", help="dense: the map; average: its mean; features; cam")
+]
+FormOption = Annotated[
+    Form, option("--form", group=HOW, metavar="KIND", help="dilated; or fragments: phases in the batch")
+]
+MergeOption = Annotated[
+    Merge,
+    option("--merge", group=HOW, metavar="KIND", help="Of shifts in upsamplings: select, average, resample"),
+]
+MeasureOption = Annotated[
+    bool, option("--measure", group=HOW, help="Time both networks; a reference gets random weights.")
+]
+
 SampleOption = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--sample", metavar="FILE", help="Verify on this image, .npy or .npz, not on random ones; repeatable."
+    option(
+        "--sample",
+        group=CHECKS,
+        metavar="FILE",
+        help="Verify on this image, .npy or .npz, not on random ones; repeatable.",
     ),
 ]
 RtolOption = Annotated[
     float | None,
-    typer.Option("--rtol", metavar="X", help="Largest relative error.  [default: by dtype and depth]"),
+    option("--rtol", group=CHECKS, metavar="X", help="Largest relative error.  [default: by dtype and depth]"),
 ]
-AtolOption = Annotated[float, typer.Option("--atol", metavar="X", help="Absolute errors up to this pass.")]
-DeviceOption = Annotated[str, typer.Option("--device", metavar="NAME", help="To compute on: cpu, cuda, cuda:1 ...")]
+AtolOption = Annotated[float, option("--atol", group=CHECKS, metavar="X", help="Absolute errors up to this pass.")]
+DeviceOption = Annotated[
+    str, option("--device", group=CHECKS, metavar="NAME", help="To compute on: cpu, cuda, cuda:1 ...")
+]
 DTypeOption = Annotated[
     DType | None,
-    typer.Option("--dtype", help="To compute in; files keep their own.  [default: the checkpoint's]"),
-]
-
-MeasureOption = Annotated[
-    bool, typer.Option("--measure", help="Time both networks side by side, with random weights for a reference.")
+    option(
+        "--dtype",
+        group=CHECKS,
+        metavar="TYPE",
+        help="To compute in: float16, bfloat16, float32, float64; files keep theirs.",
+    ),
 ]
 
 OutputOption = Annotated[
     list[Path] | None,
-    typer.Option("-o", "--output", metavar="FILE", help="The suffix decides: .safetensors, .pth, .onnx; repeatable."),
+    option(
+        "-o",
+        "--output",
+        group=OUTPUT,
+        metavar="FILE",
+        help="Where to: .safetensors, .pth or .onnx, by its suffix; repeatable.",
+    ),
 ]
 TargetOption = Annotated[
-    Target | None, typer.Option("--target", help="The runtime that .onnx outputs are written for.  [default: ort]")
+    Target | None,
+    option(
+        "--target", group=OUTPUT, metavar="NAME", help="Of .onnx: ort, openvino, tensorrt, portable.  [default: ort]"
+    ),
 ]
-AnySizeOption = Annotated[
-    bool, typer.Option("--any-size", help="Take an ONNX file that is declared for one size for images of any size.")
+OpsetOption = Annotated[
+    int | None, option("--opset", group=OUTPUT, metavar="N", help="Of .onnx.  [default: the target's]")
 ]
 StaticOption = Annotated[
-    bool, typer.Option("--static", help="ONNX for batch 1 and the reference size alone, all shapes fixed.")
+    bool,
+    option("--static", group=OUTPUT, help="ONNX for batch 1 and the reference size alone, all shapes fixed."),
 ]
 HalfOption = Annotated[
-    bool, typer.Option("--half", help="ONNX in float16, input and outputs too; compared with float32 to 1e-2.")
+    bool,
+    option("--half", group=OUTPUT, help="ONNX in float16, input and outputs too; compared with float32 to 1e-2."),
 ]
-OpsetOption = Annotated[int | None, typer.Option("--opset", metavar="N", help="ONNX opset.  [default: the target's]")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Write no output; without weights, show the plan.")]
-KeepFailedOption = Annotated[bool, typer.Option("--keep-failed", help="Write although the verification failed.")]
+OverwriteOption = Annotated[bool, option("--overwrite", group=OUTPUT, help="Replace existing outputs.")]
+DryRunOption = Annotated[
+    bool, option("--dry-run", group=OUTPUT, help="Write no output; without weights, show the plan.")
+]
+KeepFailedOption = Annotated[
+    bool, option("--keep-failed", group=OUTPUT, help="Write although the verification failed.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="The results as one JSON document on stdout.")]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; tracebacks of bugs.")]
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no hints.")]

@@ -9,6 +9,7 @@ from threading import Lock, Timer
 from typing import TYPE_CHECKING
 
 from densify.steps import listening
+from densify.tables import plain
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -18,8 +19,9 @@ PATIENCE = 1.0  # seconds
 
 @contextmanager
 def shown(*, wanted: bool = True) -> Iterator[None]:
-    """Show how far the library's work is, where stderr is a terminal; nothing stays of it on the screen."""
-    if not wanted or not sys.stderr.isatty():
+    """Show how far the library's work is, where stderr is a terminal that knows how and the user does not say NO_COLOR;
+    nothing stays of it on the screen."""
+    if not wanted or not sys.stderr.isatty() or plain():
         yield
         return
     bars = _Bars()

@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 _Dense = Annotated[str, typer.Argument(metavar="DENSE", help="A dense file that densify wrote.", show_default=False)]
 _Samples = Annotated[
-    list[Path], typer.Option("--sample", metavar="FILE", help="Verify on this and draw it; repeatable.")
+    list[Path],
+    o.option("--sample", group=o.CHECKS, metavar="FILE", help="Verify on this and draw it; repeatable."),
 ]
-_Page = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The page, an .html file.")]
+_Page = Annotated[Path, o.option("-o", "--output", group=o.OUTPUT, metavar="FILE", help="The page, an .html file.")]
 
 
 @command

@@ -19,16 +19,26 @@ class Command(TyperCommand):
     """A command whose help has its options in groups, by their `rich_help_panel`."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """One list for each group, in the order in which they first occur."""
+        """One list for each group, in the order in which they first occur, all of one width."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                groups.setdefault(getattr(parameter, "rich_help_panel", None) or _OTHERS, []).append(record)
-        groups[_OTHERS] = groups.pop(_OTHERS, [])
+                name, text = record
+                groups.setdefault(_group(parameter), []).append((name.removesuffix(" <str>"), text))
+        groups[_OTHERS] = groups.pop(_OTHERS)
+        width = max(len(name) for records in groups.values() for name, _ in records)
+        formatter.write_paragraph()
         for name, records in groups.items():
-            with formatter.section(name):
-                formatter.write_dl(records)
+            formatter.write_heading(name)
+            with formatter.indentation():
+                formatter.write_dl([(one.ljust(width), text) for one, text in records])
+
+
+def _group(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return "Arguments"
+    return getattr(parameter, "rich_help_panel", None) or _OTHERS
 
 
 class Group(TyperGroup):
