@@ -1,7 +1,7 @@
 # `make help` lists what there is. Everything runs in .venv, which the first target that needs it makes.
 SHELL := /bin/bash -eu -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help install lint types test random-nets cross-check demo coverage-table clean
+.PHONY: help install lint types test docs random-nets cross-check demo coverage-table clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -37,6 +37,10 @@ types: $(STAMP) ## mypy over code, tests and models
 
 test: lint types ## lint, types, then the tests
 	$(BIN)/pytest -q -n $(WORKERS)
+
+docs: $(STAMP) ## the pages and the reference as a site in build/site, which opens from disk
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d build/docs docs build/site
+	@echo "open build/site/index.html"
 
 NETS ?= 12000
 

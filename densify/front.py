@@ -53,17 +53,35 @@ def convert(model: File, example: Example | None = ..., **how: Unpack[How]) -> D
 def convert(
     model: nn.Module | File, example: Example | None = None, *, share: bool = False, **how: Unpack[How]
 ) -> Dense | DenseOnnx:
-    """The dense equivalent of a torch model or of an ONNX file.
+    """The dense equivalent of a torch model or of an ONNX file (Wu, Xie, Luo: Dense CNN Learning with Equivalent
+    Mappings).
+
+    Exactly one of `start`, `layers` and `output_stride` says which strides are removed. `model` is left untouched.
 
     Args:
-        model: a module, see :func:`densify.conversion.convert`; or an ONNX file, by its path or as an `OnnxModel`,
-            whose nodes are the layers.
+        model: any traceable CNN; or an ONNX file, by its path or as an `OnnxModel`, whose nodes are the layers.
         example: input [B, C, *spatial], or its shape: the reference size; an ONNX file may fix it itself.
-        share: of a module, use its own tensors.
-        how: start, layers or output_stride; padding, head, form, merge: as :func:`densify.conversion.convert`.
+        share: of a module, use its own tensors instead of copies.
+        start: remove every stride from this layer on, wherever the step of the input is at least that layer's.
+        layers: remove exactly these layers' strides; a block's name means all inside; [] converts the head alone.
+        output_stride: remove every stride that leads past this step, in input pixels.
+        padding: "full", the default: e * n samples where the original has n; "valid": only windows that the original's
+            padding allows; "same": as in the paper's experiments.
+        head: "dense", the default: the map of predictions; "average": its mean; "features": the map before the
+            classifier's pooling; "cam": the classifier at every position, without the pooling.
+        form: "dilated", the default: eConv and ePool; "fragments": the original's own layers, phases in the batch. Both
+            compute the same.
+        merge: what an upsampling does with a denser map. "select", the default, keeps the phases that its result has
+            room for, so that every sample is the original's; "average" runs it on all of them and takes the mean of the
+            shifts that reach a sample; "resample" does so too, but lets interpolations read the denser map where the
+            original reads between its samples.
 
     Returns:
-        A dense network: a module for a module, a graph for a file, which :func:`save` writes.
+        A dense network: a module for a module, in its mode; a graph for a file, which :func:`save` writes.
+
+    Raises:
+        UsageError: the choice names no layer or changes nothing, or an option is unknown.
+        ConversionError: the model cannot be traced, or ops in it have no meaning on a lattice (all are listed).
     """
     if isinstance(model, nn.Module):
         return conversion.convert(model, _needed(example), share=share, **how)
@@ -71,7 +89,10 @@ def convert(
 
 
 def plan(model: nn.Module | File, example: Example | None = None, **how: Unpack[How]) -> Plan:
-    """What :func:`convert` would change and what it would cost; changes nothing and needs no weights."""
+    """What :func:`convert` would change and what it would cost; changes nothing and needs no weights.
+
+    Arguments and errors as for :func:`convert`; a module may be on the meta device.
+    """
     if isinstance(model, nn.Module):
         return conversion.plan(model, _needed(example), **how)
     source = _opened(model)
@@ -93,7 +114,14 @@ def choices(
     head: str = "dense",
     merge: str = "select",
 ) -> list[Offer]:
-    """What there is to choose: every start layer and output stride that make a difference, each planned."""
+    """What there is to choose: every start layer and output stride that make a difference, each planned.
+
+    Arguments as for :func:`convert`; needs no weights.
+
+    Raises:
+        UsageError: an unknown option.
+        ConversionError: the model cannot be traced, or not be converted whatever is chosen.
+    """
     if isinstance(model, nn.Module):
         return conversion.choices(model, _needed(example), padding=padding, head=head, merge=merge)
     return choices_onnx(_opened(model), _size(example), padding=padding, head=head, merge=merge)
@@ -126,10 +154,22 @@ def verify(
     rtol: float | None = None,
     atol: float = 0.0,
 ) -> Report:
-    """Check the laws of a dense network against its original; None means the dense network's own inverse.
+    """Check the laws of a dense network against its original, a module in torch, a graph in ONNX Runtime.
 
-    A module is run in torch (:func:`densify.verification.verify`), a graph in ONNX Runtime
-    (:func:`densify.onnx.verification.verify_onnx_laws`).
+    Args:
+        model: the original; None for the dense network's own inverse, as a fine-tuned one needs.
+        dense: what to check.
+        inputs: images [B, C, *spatial], one or several.
+        rtol: largest relative error; default by dtype: 1e-12 in float64; in float32 1e-5 or ten times the original's
+            own error against float64, 0.1 at most.
+        atol: absolute errors up to this pass in any case.
+
+    Returns:
+        A report that is true when every law that applies holds. Where one fails, it names the first layer whose result
+        is not what that law says.
+
+    Raises:
+        UsageError: networks of different kinds or dtypes, or no input.
     """
     if not isinstance(dense, DenseOnnx):
         if model is not None and not isinstance(model, nn.Module):
@@ -145,9 +185,18 @@ def verify(
 def save(
     model: nn.Module | DenseOnnx | OnnxModel, path: str | Path, *, recipe: Recipe | None = None, overwrite: bool = False
 ) -> None:
-    """Write a network: a module's weights as .safetensors or .pth (:func:`densify.checkpoint.save`), a graph as .onnx.
+    """Write a network: a module's weights as .safetensors or .pth, a graph as .onnx.
 
     A dense graph's file holds its recipe, where its predictions lie, and the graph to go back to.
+
+    Args:
+        model: a dense network, or a plain one, such as :func:`inverse` returns.
+        path: the suffix decides the format.
+        recipe: of a module, kept in the file; a dense network brings its own.
+        overwrite: replace an existing file.
+
+    Raises:
+        UsageError: an existing file, an unknown suffix, or a folder that cannot be written.
     """
     if isinstance(model, nn.Module):
         checkpoint.save(model, path, recipe=recipe, overwrite=overwrite)

@@ -1,0 +1,59 @@
+"""How Sphinx makes the site of these pages: `make docs`. It loads nothing from the network, and opens from disk."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+from sphinx.application import Sphinx
+
+from densify.display import installed_version
+
+project = "densify"
+release = installed_version()
+html_title = "densify"
+html_theme = "furo"
+html_show_sphinx = False
+html_show_copyright = False
+html_copy_source = False
+html_show_search_summary = False  # fetched page by page, which browsers refuse on files
+templates_path: list[str] = []
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_heading_anchors = 3
+default_role = "code"  # docstrings quote names as Markdown does
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_use_ivar = True
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 80
+
+_COMMANDS = "<!-- commands -->"
+_EXAMPLE = re.compile(r"^Example: (densify .+(?:\n.+)*)$", re.MULTILINE)
+_CODE = re.compile(r"(``.*?``|`.*?`)")
+
+
+def _with_commands(_: Sphinx, page: str, source: list[str]) -> None:
+    """Put every command with its options where a page asks for them, as the command line itself tells them."""
+    source[0] = source[0].replace("](../CONTRIBUTING.md)", "](contributing.rst)")  # the site has a page of it
+    if _COMMANDS not in source[0]:
+        return
+    asked = [sys.executable, "-m", "typer", "densify.cli.app", "utils", "docs", "--name", "densify"]
+    told = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.partition("\n## ")[2]
+    shown = _EXAMPLE.sub(lambda found: f"Example:\n\n```console\n$ {' '.join(found[1].split())}\n```", f"## {told}")
+    source[0] = source[0].replace(_COMMANDS, shown)
+
+
+def _escaped(_: Sphinx, kind: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Docstrings are plain text with code in backticks: shapes such as [B, C, *spatial] are no markup."""
+    for i, line in enumerate(lines):
+        parts = _CODE.split(line)
+        lines[i] = "".join(part if part.startswith("`") else part.replace("*", r"\*") for part in parts)
+
+
+def setup(app: Sphinx) -> None:
+    """What Sphinx calls."""
+    app.connect("source-read", _with_commands)
+    app.connect("autodoc-process-docstring", _escaped, priority=100)  # before napoleon
