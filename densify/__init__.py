@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from densify import symmetry
+    from densify.augmentation import DihedralTTA
     from densify.checkpoint import load
     from densify.conversion import Dense
     from densify.errors import DensifyError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from densify.layers.scale import ScaleInvariantConv2d
     from densify.layers.symmetric import SymmetricLinear
     from densify.layers.symmetric_conv import SymmetricConv1d, SymmetricConv2d, SymmetricConv3d
+    from densify.metrics import invariance_scores
     from densify.onnx.conversion import DenseOnnx
     from densify.onnx.model import OnnxModel
     from densify.pictures.comparing import Comparison, compare
@@ -32,6 +34,7 @@ _HOMES = {
     "Dense": "conversion",
     "DenseOnnx": "onnx.conversion",
     "DensifyError": "errors",
+    "DihedralTTA": "augmentation",
     "InvariantConv2d": "layers.invariant",
     "Lattice": "lattice",
     "OnnxModel": "onnx.model",
@@ -45,6 +48,7 @@ _HOMES = {
     "convert": "front",
     "export": "front",
     "inspect": "front",
+    "invariance_scores": "metrics",
     "inverse": "front",
     "load": "checkpoint",
     "load_onnx": "front",
@@ -62,6 +66,7 @@ __all__ = [
     "Dense",
     "DenseOnnx",
     "DensifyError",
+    "DihedralTTA",
     "InvariantConv2d",
     "Lattice",
     "OnnxModel",
@@ -75,6 +80,7 @@ __all__ = [
     "convert",
     "export",
     "inspect",
+    "invariance_scores",
     "inverse",
     "load",
     "load_onnx",
