@@ -374,6 +374,16 @@ class Chain(nn.Module):
         return made
 
 
+def test_networks_compile_whole() -> None:
+    chain, x = Chain(), integers(2, 3, 4, 5).float()
+    compiled = torch.compile(chain, backend="aot_eager", fullgraph=True)
+    expected, made = chain(x), compiled(x)
+    assert torch.allclose(made, expected, rtol=1e-5)
+    gradients = [torch.autograd.grad(y.sum(), list(chain.parameters())) for y in (made, expected)]
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("lowered", [True, False])
 def test_networks_export_and_run(lowered: bool, tmp_path: Path) -> None:
     chain = Chain().eval()

@@ -217,4 +217,5 @@ class Solution:
 
 def _in_order(x: Tensor, axes: list[int]) -> Tensor:
     """The last axes of a tensor, which have these numbers, in ascending order."""
-    return x.movedim([at - len(axes) for at in np.argsort(axes).tolist()], tuple(range(-len(axes), 0)))
+    order = sorted(range(len(axes)), key=axes.__getitem__)
+    return x.movedim([at - len(axes) for at in order], list(range(-len(axes), 0)))
