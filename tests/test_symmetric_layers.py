@@ -20,7 +20,7 @@ import densify
 import densify.layers.symmetric
 import densify.layers.symmetric_conv
 from benchmarks.symmetric import peak
-from densify.errors import SymmetryError
+from densify.errors import RefusedError, SymmetryError
 from densify.symmetry import (
     Constraint,
     CyclicShift,
@@ -414,6 +414,27 @@ def test_lowered_convolutions_run_at_other_sizes(tmp_path: Path) -> None:
             with torch.no_grad():
                 expected = layer(x).numpy()
             assert np.abs(session(x.numpy())[0] - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+# ---- dense networks ------------------------------------------------------------------------------
+
+
+def test_networks_of_tied_convolutions_become_dense() -> None:
+    torch.manual_seed(2)
+    channels = Equivariant([2, 3, 0, 1], "c", "n", out=[1, 2, 0, 4, 3, 5])
+    model = nn.Sequential(
+        densify.SymmetricConv2d(3, 4, 3, Invariant(Flip(), "w"), padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        densify.SymmetricConv2d(4, 6, 3, channels, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), densify.SymmetricLinear((6, 4, 4), 5, Invariant(Flip(), "w")),
+    ).eval()  # fmt: skip
+    with pytest.raises(RefusedError, match=r"7\.unflatten"):
+        densify.convert(model, (1, 3, 16, 16), output_stride=1)
+    head: Any = model[7]
+    model[7] = head.lower()
+    dense = densify.convert(model, (1, 3, 16, 16), output_stride=1)
+    shapes = [{name: value.shape for name, value in net.state_dict().items()} for net in (dense, model)]
+    assert shapes[0] == shapes[1]
+    assert densify.verify(model, dense, torch.randn(1, 3, 16, 16))
 
 
 # ---- refusals ------------------------------------------------------------------------------------

@@ -107,7 +107,10 @@ class SymmetricLinear(SymmetricLayer):
         return F.linear(folded, weight, self.expanded_bias())
 
     def lower(self) -> nn.Linear:
-        """A plain Linear layer with the expanded weight: the same numbers, up to the order of sums."""
+        """A plain Linear layer with the expanded weight: the same numbers, up to the order of sums.
+
+        Behind a flatten, `densify.convert` takes this one: the tied layer makes a map again of what was flattened.
+        """
         return self._into(nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta"))
 
     def check_equivariance(self, x: Tensor | None = None) -> MeasuredSymmetry:
