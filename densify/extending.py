@@ -23,8 +23,8 @@ def rule(*targets: Any) -> Callable[[Reader], Reader]:
         targets: classes of torch.nn.Module (exactly these, not what derives from them), and functions.
 
     Returns:
-        A decorator for a function ``(call) -> Op | None``: :func:`sliding_window`, or one of densify.ops. None says
-        that there is no rule for this use, so that the op runs on every phase by itself.
+        A decorator for a function ``(call) -> Op | None``, which answers with :func:`sliding_window` or one of
+        densify.ops. None says that there is no rule for this use, so that the op runs on every phase by itself.
 
     Raises:
         UsageError: a target that is neither, or that densify has a rule for.

@@ -77,7 +77,7 @@ def convert(
             original reads between its samples.
 
     Returns:
-        A dense network: a module for a module, in its mode; a graph for a file, which :func:`save` writes.
+        A dense network, a module for a module, in its mode, and a graph for a file; :func:`save` writes both.
 
     Raises:
         UsageError: the choice names no layer or changes nothing, or an option is unknown.

@@ -143,7 +143,7 @@ class Plan(Shown):
 
     @property
     def exact(self) -> bool:
-        """False where padding="same" changed what border windows see: then law 1 holds clear of the borders only."""
+        """False where padding="same" changed what border windows see, so that law 1 holds clear of the borders only."""
         return all(axis.exact for one in self.outputs.values() for axis in one.axes)
 
     @property
@@ -166,7 +166,7 @@ class Plan(Shown):
 
     @property
     def cost(self) -> Cost:
-        """Multiply-additions per image at the reference size: the original's and the dense network's."""
+        """Multiply-additions per image at the reference size, of the original and of the dense network."""
         return Cost(*map(sum, zip(*map(work, self.steps.values()), strict=True)))
 
     @property
@@ -176,7 +176,7 @@ class Plan(Shown):
 
     @property
     def merges(self) -> dict[str, str]:
-        """The upsamplings that meet a denser map, and what they do: "select", "average" or "resample"."""
+        """The upsamplings that meet a denser map, and which of "select", "average" and "resample" they do."""
         return {step.site.layer: step.op.how for step in self.steps.values() if isinstance(step.op, Merge)}
 
 

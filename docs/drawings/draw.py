@@ -64,7 +64,7 @@ def read(y: float, est: int, place: int, words: str) -> list[str]:
     left, below = 150, y + 84
     count = 4 * est
     spacing = 2 * STEP / est
-    parts = [text(20, y - 30, words), text(20, y + 5, "map"), text(20, below + 5, "conv 3")]
+    parts = [text(20, y - 46, words), text(20, y + 5, "map"), text(20, below + 5, "conv 3")]
     for tap in (-1, 0, 1):
         i = place + tap * est
         parts.append(line(left + i * spacing, y, left + place * spacing, below, INK))
@@ -75,8 +75,8 @@ def read(y: float, est: int, place: int, words: str) -> list[str]:
 
 def econv() -> str:
     """A convolution on the original's map, and on the dense one."""
-    parts = [*read(74, 1, 1, "original: dilation 1"), *read(244, 2, 2, "dense: dilation 2, on the lattice")]
-    return document(500, 532, "Taps of a convolution", [*parts, *read(414, 2, 3, "dense: dilation 2, in between")])
+    parts = [*read(76, 1, 1, "original: dilation 1"), *read(252, 2, 2, "dense: dilation 2, on the lattice")]
+    return document(500, 540, "Taps of a convolution", [*parts, *read(428, 2, 3, "dense: dilation 2, in between")])
 
 
 def lattice() -> str:
