@@ -13,9 +13,17 @@ def main() -> None:
     for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C does: clean up, then end
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda *_: sys.exit(TERMINATED))
+    from densify.cli import interrupts
+
+    interrupts.listen()
     try:
         from densify.cli.app import app
 
         app(prog_name="densify")
     except KeyboardInterrupt:  # before a command could take care of it
-        sys.exit(130)
+        interrupts.tell()
+        sys.exit(interrupts.INTERRUPTED)
+    except SystemExit as end:  # or while its words were read
+        if end.code == interrupts.INTERRUPTED and not interrupts.told():
+            interrupts.tell()
+        raise

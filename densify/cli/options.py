@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from densify.cli.completion import models
 from densify.errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,9 +71,17 @@ OUTPUT = "Output"
 
 _MODEL = "torchvision:NAME, timm:NAME, a timm folder, path/to/file.py:factory, package.module:factory or FILE.onnx"
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL}.", show_default=False)]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help=f"{_MODEL}.", show_default=False, autocompletion=models)
+]
 SurveyedArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help=f"{_MODEL}, or a file that densify wrote.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help=f"{_MODEL}, or a file that densify wrote.",
+        show_default=False,
+        autocompletion=models,
+    ),
 ]
 
 

@@ -11,22 +11,21 @@ from typing import Any, NoReturn, TypeVar
 
 import typer
 
+from densify.cli.interrupts import INTERRUPTED, INTERRUPTION, heard, tell
 from densify.cli.options import Voice
 from densify.cli.progress import shown
 from densify.errors import DensifyError, Refusal, RefusedError
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
-INTERRUPTED = 130
-INTERRUPTION = "interrupted: nothing was left behind"
 _NOT_ENOUGH = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def command(function: Command) -> Command:
     """Run a command; what it raises becomes a message on stderr and an exit status, never a traceback.
 
-    DensifyError carries its status. Ctrl-C gives 130. Anything else is a bug of densify: status 3, and the traceback
-    where -v asks for it.
+    DensifyError carries its status. Ctrl-C gives 130, also where a library makes another error of it. Anything else is
+    a bug of densify: status 3, and the traceback where -v asks for it.
     """
 
     name = function.__name__
@@ -40,22 +39,28 @@ def command(function: Command) -> Command:
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt:
-            typer.echo(INTERRUPTION, err=True)
-            _fail(asked, name, "interrupted", INTERRUPTION, INTERRUPTED)
+            _interrupted(asked, name)
         except BrokenPipeError:
             raise  # typer knows what to do when the reader of stdout has gone
-        except DensifyError as error:
-            typer.echo(f"error: {error}", err=True)
-            refusals = error.refusals if isinstance(error, RefusedError) else ()
-            _fail(asked, name, error.kind, str(error), error.exit_status, refusals)
         except Exception as error:
-            kind, message = _unexpected(error)
+            if heard():
+                _interrupted(asked, name)
+            if isinstance(error, DensifyError):
+                kind, message, status = error.kind, str(error), error.exit_status
+            else:
+                kind, message = _unexpected(error)
+                status = DensifyError.exit_status
             typer.echo(f"error: {message}", err=True)
-            if kwargs.get("verbose"):
+            if kwargs.get("verbose") and not isinstance(error, DensifyError):
                 traceback.print_exc()
-            _fail(asked, name, kind, message, DensifyError.exit_status)
+            _fail(asked, name, kind, message, status, error.refusals if isinstance(error, RefusedError) else ())
 
     return run  # type: ignore[return-value]
+
+
+def _interrupted(asked: bool, command: str) -> NoReturn:
+    tell()
+    _fail(asked, command, "interrupted", INTERRUPTION, INTERRUPTED)
 
 
 def _fail(
