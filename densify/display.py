@@ -73,17 +73,16 @@ def show_report(document: Document, screen: Console | None = None, *, verbose: b
 def show_conversion(document: Document, screen: Console | None = None, *, verbose: bool = False) -> None:
     """What was converted, then the verification."""
     screen = screen or tables.screen()
-    show_dense(document, screen)
-    for remark in plan_remarks(document["plan"]) if document["plan"] else ():
+    show_dense(document, screen, verbose=verbose)
+    for remark in plan_remarks(document["plan"], verbose=verbose) if document["plan"] else ():
         tables.line(screen, remark)
     screen.print()
     show_report(document, screen, verbose=verbose)
 
 
-def show_dense(document: Document, screen: Console) -> None:
+def show_dense(document: Document, screen: Console, *, verbose: bool = False) -> None:
     """What was converted."""
-    chosen = document["chosen"]
-    tables.line(screen, f"{document['model']}: {_strides(chosen)}")
+    tables.line(screen, f"{document['model']}: {_strides(document['chosen'], verbose=verbose)}")
     for name, axes in document["lattices"].items():
         if axes:
             density = _MERGED.get(document["merged"][name], _density(axes))
@@ -143,17 +142,18 @@ def show_layers(document: Document, screen: Console | None = None) -> None:
     tables.put(screen, short, emphasised="*", gap=1)
 
 
-def show_plan(document: Document, screen: Console | None = None) -> None:
-    """What would change, the outputs, the cost, and what there is to beware of."""
+def show_plan(document: Document, screen: Console | None = None, *, verbose: bool = False) -> None:
+    """What would change, the outputs, the cost, and what there is to beware of; with `verbose` every layer by name."""
     screen = screen or tables.screen()
-    tables.line(screen, f"{_name(document)} at {_shape(document['input_size'])}: {_strides(document['chosen'])}")
+    strides = _strides(document["chosen"], verbose=verbose)
+    tables.line(screen, f"{_name(document)} at {_shape(document['input_size'])}: {strides}")
     screen.print()
     if document["changes"]:
         tables.put(screen, change_rows(document), whole=True)
         screen.print()
     tables.put(screen, output_rows(document))
     screen.print()
-    for remark in plan_remarks(document):
+    for remark in plan_remarks(document, verbose=verbose):
         tables.line(screen, remark)
 
 
@@ -196,15 +196,17 @@ def output_rows(document: Document) -> list[dict[str, str]]:
     return [_output(output) for output in document["outputs"]]
 
 
-def plan_remarks(document: Document) -> list[str]:
-    """The cost of a plan, and what there is to beware of."""
+def plan_remarks(document: Document, *, verbose: bool = False) -> list[str]:
+    """The cost of a plan, and what there is to beware of; with `verbose` the layers that run phase by phase by name."""
     remarks = [*_costs(document)]
     for output in document["outputs"]:
         if any(output["repeated"]):
             remarks.append(f"far side: {_repeated(output)}")
     if document["wrapped"]:
         kinds = Counter(wrapped["op"] for wrapped in document["wrapped"])
-        remarks.append(f"phase by phase: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
+        counted = [f"{count} {kind}" for kind, count in kinds.items()]
+        named = [f"{wrapped['name']} ({wrapped['op']})" for wrapped in document["wrapped"]]
+        remarks.append(f"phase by phase: {', '.join(named if verbose else counted)}")
     for merge in document["merges"]:
         remarks.append(f"merge: {merge['name']} {_merge(merge)}")
     for output in document["outputs"]:
@@ -365,10 +367,11 @@ def _divergence(found: Document) -> str:
     return f"{named}: off by {errors} at {place}{phase}; precision allows {_error(found['tolerance'])}"
 
 
-def _strides(chosen: Sequence[str]) -> str:
+def _strides(chosen: Sequence[str], *, verbose: bool = False) -> str:
     if not chosen:
         return "no stride removed, the head as convolutions"
-    shown = ", ".join(chosen[:_SHOWN]) + (f" and {len(chosen) - _SHOWN} more" if len(chosen) > _SHOWN else "")
+    most = len(chosen) if verbose else _SHOWN
+    shown = ", ".join(chosen[:most]) + (f" and {len(chosen) - most} more" if len(chosen) > most else "")
     return f"stride removed from {shown}"
 
 

@@ -13,8 +13,8 @@ Document = Mapping[str, Any]
 _SHOWN = 10
 
 
-def show_offers(document: Document) -> None:
-    """Every choice: its outputs, and what it costs beside the original."""
+def show_offers(document: Document, *, verbose: bool = False) -> None:
+    """Every choice: its outputs, and what it costs beside the original; with `verbose` all reasons of refusals."""
     screen = tables.screen()
     original, choices = document["original"], document["choices"]
     at = f"{document['model']} at {words.shape(document['input_size'])}"
@@ -33,10 +33,11 @@ def show_offers(document: Document) -> None:
         reasons.setdefault((refusal["layer"], _short(refusal["reason"])), whole)
     if reasons:
         screen.print()
-    for reason in [*reasons.values()][:_SHOWN]:
+    most = len(reasons) if verbose else _SHOWN
+    for reason in [*reasons.values()][:most]:
         tables.line(screen, f"refused: {reason}")
-    if len(reasons) > _SHOWN:
-        tables.line(screen, f"and {len(reasons) - _SHOWN} more reasons (--json has them all)")
+    if len(reasons) > most:
+        tables.line(screen, f"and {len(reasons) - most} more reasons (-v lists them)")
 
 
 def proposed(document: Document) -> str:

@@ -221,3 +221,30 @@ def test_ctrl_c_in_the_code_of_others(moment: str, tmp_path: Path) -> None:
     assert seen.status == 130, seen.shown
     assert seen.shown == "interrupted: nothing was left behind\n"
     assert (tmp_path / "after").exists() == (moment == "in an import")  # what was begun was ended
+
+
+# ---- quiet and verbose ---------------------------------------------------------------------------
+
+
+def test_quiet_and_verbose_mean_the_same_everywhere(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-q: the same results, and nothing beside; -v: all that there is of them."""
+    picture, page = tmp_path / "a.png", tmp_path / "a.html"
+    for words in (
+        ("inspect", DIGITS), ("plan", DIGITS), ("plan", DIGITS, "--output-stride", 1),
+        ("verify", dense, "--trust-code"), ("inverse", dense, "--trust-code"), (*CONVERT, "--dry-run"),
+        ("compare", dense, SCENE, "--trust-code", "-o", picture, "--overwrite"),
+        ("report", dense, "--trust-code", "--sample", SCENE, "-o", page, "--overwrite"),
+    ):  # fmt: skip
+        loud, quiet, verbose = (densify(*words, *more) for more in ((), ("-q",), ("-v",)))
+        assert quiet.stderr == "", words
+        assert quiet.stdout == loud.stdout
+        assert loud.stderr or words[0] == "plan"
+        assert len(verbose.stdout) >= len(loud.stdout)
+    failed = densify("verify", dense, "--trust-code", "-q", "--rtol", "-1")
+    assert failed.stderr.startswith("error: ")
+    monkeypatch.setattr("densify.display._SHOWN", 1)
+    few, every = (densify("plan", DIGITS, "--output-stride", 1, *more).stdout for more in ((), ("-v",)))
+    assert "stride removed from pool1 and 2 more" in few
+    assert "stride removed from pool1, pool2, pool3" in every

@@ -17,7 +17,7 @@ def propose(document: Mapping[str, Any], model: str, voice: Voice) -> None:
         document: as :func:`densify.facts.offered` makes it.
         model: the model and its size as they are typed.
     """
-    emit(voice, document, lambda: show_offers(document))
+    emit(voice, document, lambda: show_offers(document, verbose=voice.verbose))
     options = proposed(document)
     if options:
         voice.next(f"densify plan {model} {options}")

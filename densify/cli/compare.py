@@ -26,29 +26,19 @@ _Second = Annotated[
 _Image = Annotated[
     str | None, typer.Argument(metavar="IMAGE", help="An image, or an .npy file of one.", show_default=False)
 ]
-_Picture = Annotated[Path, o.option("-o", "--output", group=o.OUTPUT, metavar="FILE", help="The picture, a .png file.")]
+_Picture = Annotated[Path, o.option(o.OUTPUT, "-o --output FILE", "The picture, a .png file.")]
 SHOWN = "What is shown"
-MapOption = Annotated[
-    str | None,
-    o.option("--map", group=SHOWN, metavar="NAME", help="Which output.  [default: the first with places]"),
-]
-ChannelOption = Annotated[
-    int | None, o.option("--channel", group=SHOWN, metavar="N", help="This channel, counted from 0.")
-]
+MapOption = Annotated[str | None, o.option(SHOWN, "--map NAME", "Which output.  [default: the first with places]")]
+ChannelOption = Annotated[int | None, o.option(SHOWN, "--channel N", "This channel, counted from 0.")]
 ClassOption = Annotated[
-    int | None,
-    o.option("--class", group=SHOWN, metavar="N", help="The share of this class in the softmax over channels."),
+    int | None, o.option(SHOWN, "--class N", "The share of this class in the softmax over channels.")
 ]
-SumOption = Annotated[bool, o.option("--sum", group=SHOWN, help="The sum over all channels, as for localisation.")]
-ArgmaxOption = Annotated[
-    bool, o.option("--argmax", group=SHOWN, help="The channel with the largest number, as labels.")
-]
+SumOption = Annotated[bool, o.option(SHOWN, "--sum", "The sum over all channels, as for localisation.")]
+ArgmaxOption = Annotated[bool, o.option(SHOWN, "--argmax", "The channel with the largest number, as labels.")]
 LocateOption = Annotated[
-    bool, o.option("--locate", group=SHOWN, help="Mark the largest connected part above the mean, and its box.")
+    bool, o.option(SHOWN, "--locate", "Mark the largest connected part above the mean, and its box.")
 ]
-UpsamplingOption = Annotated[
-    Upsampling, o.option("--upsampling", group=SHOWN, metavar="KIND", help="Of the coarse map: linear, nearest")
-]
+UpsamplingOption = Annotated[Upsampling, o.option(SHOWN, "--upsampling KIND", "Of the coarse map: linear, nearest")]
 
 
 @command

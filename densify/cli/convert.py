@@ -140,7 +140,7 @@ def _show_plan(asked: Asked, options: Options, voice: o.Voice, like: Path | None
     with fitting(like, asked.model):
         plan = surveyed(lambda model, _: Conversion(model, options, options.shape).plans[False])
     document = {"command": "plan", "model": asked.model, **plan.to_dict()}
-    emit(voice, document, lambda: show_plan(document))
+    emit(voice, document, lambda: show_plan(document, verbose=voice.verbose))
     voice.say("no weights are given: this is the plan, and nothing was verified")
 
 

@@ -254,7 +254,7 @@ def plan(
 
         voice.say("measuring")
         document["measured"] = measure_onnx(build_onnx(source, options, origin_of(source))) | {"random": False}
-    emit(voice, document, lambda: show_plan(document))
+    emit(voice, document, lambda: show_plan(document, verbose=voice.verbose))
 
 
 def _opened_size(source: OnnxModel, size: Sequence[int] | None) -> tuple[OnnxModel, Sequence[int]]:

@@ -24,10 +24,7 @@ _FileArgument = Annotated[
     str, typer.Argument(metavar="DENSE", help="A dense .safetensors, .pth or .onnx that densify wrote.")
 ]
 _SourceOption = Annotated[
-    Path | None,
-    o.option(
-        "--weights", group=o.MODEL, metavar="SOURCE", help="What was converted: tells by how much parameters changed."
-    ),
+    Path | None, o.option(o.MODEL, "--weights SOURCE", "What was converted: tells by how much parameters changed.")
 ]
 
 

@@ -85,159 +85,98 @@ SurveyedArgument = Annotated[
 ]
 
 
-def option(*names: str, group: str, metavar: str | None = None, help: str) -> Any:
-    """An option of one of the groups; its help is one line of 72 letters, the default included."""
-    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=group)
+def option(group: str, flags: str, help: str) -> Any:
+    """An option of one of the groups.
+
+    Args:
+        flags: its names, and what follows them, such as "-o --output FILE".
+        help: one line; 72 letters of it, the default included, fit the screen.
+    """
+    names = [word for word in flags.split() if word.startswith("-")]
+    metavar = flags.split()[-1]
+    return typer.Option(*names, metavar=None if metavar in names else metavar, help=help, rich_help_panel=group)
 
 
-StartOption = Annotated[
-    str | None,
-    option("--start", group=CHOICE, metavar="LAYER", help="Remove every stride from this layer on."),
-]
+StartOption = Annotated[str | None, option(CHOICE, "--start LAYER", "Remove every stride from this layer on.")]
 LayerOption = Annotated[
-    list[str] | None,
-    option("--layer", group=CHOICE, metavar="LAYER", help="Remove those of this layer or block alone; repeatable."),
+    list[str] | None, option(CHOICE, "--layer LAYER", "Remove those of this layer or block alone; repeatable.")
 ]
 StrideOption = Annotated[
-    int | None,
-    option(
-        "--output-stride",
-        group=CHOICE,
-        metavar="N",
-        help="Remove every stride that leads past a step of N input pixels.",
-    ),
+    int | None, option(CHOICE, "--output-stride N", "Remove every stride that leads past a step of N input pixels.")
 ]
-HeadOnlyOption = Annotated[
-    bool, option("--head-only", group=CHOICE, help="Remove none: make the classifier convolutional.")
-]
+HeadOnlyOption = Annotated[bool, option(CHOICE, "--head-only", "Remove none: make the classifier convolutional.")]
 LikeOption = Annotated[
-    Path | None,
-    option("--like", group=CHOICE, metavar="FILE", help="Repeat the choices of a file that densify wrote, sizes too."),
+    Path | None, option(CHOICE, "--like FILE", "Repeat the choices of a file that densify wrote, sizes too.")
 ]
 
-WeightsOption = Annotated[
-    Path | None,
-    option("--weights", group=MODEL, metavar="FILE", help="Checkpoint: .safetensors, .pth or .onnx."),
-]
-PretrainedOption = Annotated[bool, option("--pretrained", group=MODEL, help="The library's own weights, downloaded.")]
-InitOption = Annotated[Init | None, option("--init", group=MODEL, help="Random weights, for trying out.")]
-SeedOption = Annotated[int, option("--seed", group=MODEL, metavar="N", help="Of all random numbers.")]
+WeightsOption = Annotated[Path | None, option(MODEL, "--weights FILE", "Checkpoint: .safetensors, .pth or .onnx.")]
+PretrainedOption = Annotated[bool, option(MODEL, "--pretrained", "The library's own weights, downloaded.")]
+InitOption = Annotated[Init | None, option(MODEL, "--init", "Random weights, for trying out.")]
+SeedOption = Annotated[int, option(MODEL, "--seed N", "Of all random numbers.")]
 ModelArgOption = Annotated[
-    list[str] | None,
-    option("--model-arg", group=MODEL, metavar="NAME=VALUE", help="Argument of the model's factory; repeatable."),
+    list[str] | None, option(MODEL, "--model-arg NAME=VALUE", "Argument of the model's factory; repeatable.")
 ]
 ReferenceOption = Annotated[
-    str | None,
-    option(
-        "--model",
-        group=MODEL,
-        metavar="REFERENCE",
-        help="The original, where a file does not know it; trusts its code.",
-    ),
+    str | None, option(MODEL, "--model REFERENCE", "The original, where a file does not know it; trusts its code.")
 ]
-TrustOption = Annotated[bool, option("--trust-code", group=MODEL, help="Run the factory that a file's recipe names.")]
+TrustOption = Annotated[bool, option(MODEL, "--trust-code", "Run the factory that a file's recipe names.")]
 InputSizeOption = Annotated[
-    str | None,
-    option(
-        "--input-size",
-        group=MODEL,
-        metavar="C,H,W",
-        help="Reference size; the default is the model's own, where known.",
-    ),
+    str | None, option(MODEL, "--input-size C,H,W", "Reference size; the default is the model's own, where known.")
 ]
 AnySizeOption = Annotated[
-    bool, option("--any-size", group=MODEL, help="Take an ONNX file of one fixed size for images of any size.")
+    bool, option(MODEL, "--any-size", "Take an ONNX file of one fixed size for images of any size.")
 ]
 MeanOption = Annotated[
-    str | None,
-    option("--mean", group=MODEL, metavar="R,G,B", help="Subtracted from images in [0, 1]; kept in the recipe."),
+    str | None, option(MODEL, "--mean R,G,B", "Subtracted from images in [0, 1]; kept in the recipe.")
 ]
-StdOption = Annotated[
-    str | None, option("--std", group=MODEL, metavar="R,G,B", help="Divides images; kept in the recipe.")
-]
+StdOption = Annotated[str | None, option(MODEL, "--std R,G,B", "Divides images; kept in the recipe.")]
 
 PaddingOption = Annotated[
-    Padding,
-    option("--padding", group=HOW, metavar="KIND", help="full: all phases; valid: no far side; same: the paper's"),
+    Padding, option(HOW, "--padding KIND", "full: all phases; valid: no far side; same: the paper's")
 ]
-HeadOption = Annotated[
-    Head, option("--head", group=HOW, metavar="KIND", help="dense: the map; average: its mean; features; cam")
-]
-FormOption = Annotated[
-    Form, option("--form", group=HOW, metavar="KIND", help="dilated; or fragments: phases in the batch")
-]
-MergeOption = Annotated[
-    Merge,
-    option("--merge", group=HOW, metavar="KIND", help="Of shifts in upsamplings: select, average, resample"),
-]
-MeasureOption = Annotated[
-    bool, option("--measure", group=HOW, help="Time both networks; a reference gets random weights.")
-]
+HeadOption = Annotated[Head, option(HOW, "--head KIND", "dense: the map; average: its mean; features; cam")]
+FormOption = Annotated[Form, option(HOW, "--form KIND", "dilated; or fragments: phases in the batch")]
+MergeOption = Annotated[Merge, option(HOW, "--merge KIND", "Of shifts in upsamplings: select, average, resample")]
+MeasureOption = Annotated[bool, option(HOW, "--measure", "Time both networks; a reference gets random weights.")]
 
 SampleOption = Annotated[
     list[Path] | None,
-    option(
-        "--sample",
-        group=CHECKS,
-        metavar="FILE",
-        help="Verify on this image, .npy or .npz, not on random ones; repeatable.",
-    ),
+    option(CHECKS, "--sample FILE", "Verify on this image, .npy or .npz, not on random ones; repeatable."),
 ]
 RtolOption = Annotated[
-    float | None,
-    option("--rtol", group=CHECKS, metavar="X", help="Largest relative error.  [default: by dtype and depth]"),
+    float | None, option(CHECKS, "--rtol X", "Largest relative error.  [default: by dtype and depth]")
 ]
-AtolOption = Annotated[float, option("--atol", group=CHECKS, metavar="X", help="Absolute errors up to this pass.")]
-DeviceOption = Annotated[
-    str, option("--device", group=CHECKS, metavar="NAME", help="To compute on: cpu, cuda, cuda:1 ...")
-]
+AtolOption = Annotated[float, option(CHECKS, "--atol X", "Absolute errors up to this pass.")]
+DeviceOption = Annotated[str, option(CHECKS, "--device NAME", "To compute on: cpu, cuda, cuda:1 ...")]
 DTypeOption = Annotated[
     DType | None,
-    option(
-        "--dtype",
-        group=CHECKS,
-        metavar="TYPE",
-        help="To compute in: float16, bfloat16, float32, float64; files keep theirs.",
-    ),
+    option(CHECKS, "--dtype TYPE", "To compute in: float16, bfloat16, float32, float64; files keep theirs."),
 ]
 
 OutputOption = Annotated[
     list[Path] | None,
-    option(
-        "-o",
-        "--output",
-        group=OUTPUT,
-        metavar="FILE",
-        help="Where to: .safetensors, .pth or .onnx, by its suffix; repeatable.",
-    ),
+    option(OUTPUT, "-o --output FILE", "Where to: .safetensors, .pth or .onnx, by its suffix; repeatable."),
 ]
 TargetOption = Annotated[
-    Target | None,
-    option(
-        "--target", group=OUTPUT, metavar="NAME", help="Of .onnx: ort, openvino, tensorrt, portable.  [default: ort]"
-    ),
+    Target | None, option(OUTPUT, "--target NAME", "Of .onnx: ort, openvino, tensorrt, portable.  [default: ort]")
 ]
-OpsetOption = Annotated[
-    int | None, option("--opset", group=OUTPUT, metavar="N", help="Of .onnx.  [default: the target's]")
-]
+OpsetOption = Annotated[int | None, option(OUTPUT, "--opset N", "Of .onnx.  [default: the target's]")]
 StaticOption = Annotated[
-    bool,
-    option("--static", group=OUTPUT, help="ONNX for batch 1 and the reference size alone, all shapes fixed."),
+    bool, option(OUTPUT, "--static", "ONNX for batch 1 and the reference size alone, all shapes fixed.")
 ]
 HalfOption = Annotated[
-    bool,
-    option("--half", group=OUTPUT, help="ONNX in float16, input and outputs too; compared with float32 to 1e-2."),
+    bool, option(OUTPUT, "--half", "ONNX in float16, input and outputs too; compared with float32 to 1e-2.")
 ]
-OverwriteOption = Annotated[bool, option("--overwrite", group=OUTPUT, help="Replace existing outputs.")]
-DryRunOption = Annotated[
-    bool, option("--dry-run", group=OUTPUT, help="Write no output; without weights, show the plan.")
-]
-KeepFailedOption = Annotated[
-    bool, option("--keep-failed", group=OUTPUT, help="Write although the verification failed.")
-]
+OverwriteOption = Annotated[bool, option(OUTPUT, "--overwrite", "Replace existing outputs.")]
+DryRunOption = Annotated[bool, option(OUTPUT, "--dry-run", "Write no output; without weights, show the plan.")]
+KeepFailedOption = Annotated[bool, option(OUTPUT, "--keep-failed", "Write although the verification failed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="The results as one JSON document on stdout.")]
-VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; tracebacks of bugs.")]
-QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no hints.")]
+VerboseOption = Annotated[
+    bool, typer.Option("-v", "--verbose", help="List all: layers, checks, reasons; tracebacks of bugs.")
+]
+QuietOption = Annotated[
+    bool, typer.Option("-q", "--quiet", help="Results, warnings and errors alone: no progress, no hints.")
+]
 
 
 @dataclass(frozen=True)

@@ -81,4 +81,4 @@ def plan(
         voice.say("measuring")
         times = measure_torch(*surveyed.model(numbers=True), picked, how, device)
         document["measured"] = times | {"random": not is_file(model)}
-    emit(voice, document, lambda: show_plan(document))
+    emit(voice, document, lambda: show_plan(document, verbose=verbose))

@@ -31,11 +31,8 @@ if TYPE_CHECKING:
     from densify.samples import Sample
 
 _Dense = Annotated[str, typer.Argument(metavar="DENSE", help="A dense file that densify wrote.", show_default=False)]
-_Samples = Annotated[
-    list[Path],
-    o.option("--sample", group=o.CHECKS, metavar="FILE", help="Verify on this and draw it; repeatable."),
-]
-_Page = Annotated[Path, o.option("-o", "--output", group=o.OUTPUT, metavar="FILE", help="The page, an .html file.")]
+_Samples = Annotated[list[Path], o.option(o.CHECKS, "--sample FILE", "Verify on this and draw it; repeatable.")]
+_Page = Annotated[Path, o.option(o.OUTPUT, "-o --output FILE", "The page, an .html file.")]
 
 
 @command
