@@ -101,6 +101,15 @@ def test_a_dry_run_without_weights_is_the_plan(written: Path, tmp_path: Path) ->
     back = densify(
         "inverse", written / "dense.pth", "--trust-code", "--dry-run", "-o", tmp_path / "back.onnx", "--json"
     )
-    assert (back.status, back.document["written"]) == (0, [])
+    assert (back.status, back.document["written"], back.document["dry_run"]) == (0, [], True)
+    assert f"dry run: nothing was written; without --dry-run {tmp_path / 'back.onnx'} would be" in back.stderr
+    size = ("--layer", "b", "--input-size", "3,33,39")
+    graphs = densify("convert", written / "net.onnx", *size, "--dry-run", "-o", tmp_path / "graph.onnx")
+    assert graphs.status == 0, graphs.stderr
+    assert "PASSED" in graphs.stdout
+    assert "\ncost: " in graphs.stdout  # of the plan
+    for target in (other, tmp_path / "missing" / "new.pth"):  # whether it could be written is told in a dry run, too
+        for words in (("inverse", written / "dense.pth", "--trust-code"), (*SOURCE, "--start", "pool3")):
+            assert densify(*words, "--dry-run", "-o", target).status == 2
     assert [path.name for path in tmp_path.iterdir()] == ["other.pth"]
     assert other.read_bytes() == b"mine"
