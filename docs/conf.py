@@ -33,6 +33,7 @@ python_maximum_signature_line_length = 80
 _COMMANDS = "<!-- commands -->"
 _EXAMPLE = re.compile(r"^Example: (densify .+(?:\n.+)*)$", re.MULTILINE)
 _OPTION = re.compile(r"(?<![`\w-])(--[a-z][a-z-]*)")
+_MARKUP = re.compile(r"[*|]")
 _CODE = re.compile(r"(``.*?``|`.*?`)")
 _SEVERAL = re.compile(r"(\s+)(\w+(?:, \w+)+): (.*)")
 
@@ -53,7 +54,7 @@ def _escaped(_: Sphinx, kind: str, name: str, thing: object, options: object, li
     """Docstrings are plain text with code in backticks: shapes such as [B, C, *spatial] are no markup."""
     for i, line in enumerate(lines):
         parts = _CODE.split(line)
-        lines[i] = "".join(part if part.startswith("`") else part.replace("*", r"\*") for part in parts)
+        lines[i] = "".join(part if part.startswith("`") else _MARKUP.sub(r"\\\g<0>", part) for part in parts)
     lines[:] = _one_by_one(lines)
 
 
