@@ -89,8 +89,8 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_the_reference_has_every_public_name(site: Path) -> None:
-    reference = anchors(site / "reference" / "python.html") | anchors(site / "reference" / "results.html")
-    reference |= anchors(site / "reference" / "errors.html")
+    pages = ("python", "results", "errors", "symmetry")
+    reference = {name for page in pages for name in anchors(site / "reference" / f"{page}.html")}
     bare = {name.rpartition(".")[2] for name in reference}
     assert set(densify.__all__) <= bare
     raised = {name for name, thing in vars(errors).items() if isinstance(thing, type)}

@@ -60,7 +60,7 @@ class Along(NamedTuple):
 class ScaleInvariantConv2d(nn.Conv2d):
     """A convolution of several sizes of its input, of which each output keeps the maximum (paper, equations 3 to 5).
 
-    Parameters and state_dict are those of the plain Conv2d. With scales=(1,) it is that, bit for bit. The activation is
+    Parameters and state_dict are those of the plain Conv2d. With 1 as the only scale it is that, bit for bit. The activation is
     left to the network.
 
     Args:

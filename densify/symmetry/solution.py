@@ -47,7 +47,7 @@ class Factor:
 
     @property
     def basis(self) -> SparseMatrix:
-        """[n, dimension]: an orthonormal basis of the weights, flattened row by row."""
+        """[n, dimension], an orthonormal basis of the weights, flattened row by row."""
         if self.vectors is not None:
             return self.vectors
         assert self.index is not None  # one or the other
@@ -136,7 +136,7 @@ class Solution:
 
     @property
     def index(self) -> Tensor:
-        """The weight's shape, int64: number of the free weight at each place, or -1 where the weight is zero.
+        """The weight's shape, int64, the number of the free weight at each place, or -1 where the weight is zero.
 
         Raises:
             ValueError: the weights are combinations of free ones (see :attr:`tied`).
@@ -150,7 +150,7 @@ class Solution:
 
     @property
     def sign(self) -> Tensor:
-        """The weight's shape, int8: 1, -1, or 0 where the weight is zero.
+        """The weight's shape, int8, with 1, -1, or 0 where the weight is zero.
 
         Raises:
             ValueError: as for :attr:`index`.
