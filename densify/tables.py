@@ -57,6 +57,7 @@ def free(screen: Console) -> bool:
     return not screen.is_terminal and "COLUMNS" not in os.environ
 
 
+_INDENT = "    "
 Rows = Sequence[Mapping[str, str]]
 
 
@@ -71,8 +72,8 @@ def put(
 ) -> None:
     """A table, without the blanks that fill its last column.
 
-    Where the lines are too narrow for it, one above the other of two values in each cell, else every row as text. So no
-    word and no number is broken.
+    Where the lines are too narrow for it, one above the other of two values in each cell, or the first value of a row
+    above the others, else every row as text. So no word and no number is broken.
 
     Args:
         pairs: columns that may share one.
@@ -87,12 +88,35 @@ def put(
     if pairs and _width(screen, made) > screen.width:
         shown = [{f"{a}\n{b}": f"{row[a]}\n{row[b]}" for a, b in pairs} for row in rows]
         made = table(shown, leading=1)
-    if _least(shown, gap) > screen.width:
+    if _least(shown, gap) <= screen.width:
+        screen.file.write("".join(f"{line}\n" for line in _drawn(screen, made)))
+    elif pairs or not _put_below(screen, rows, emphasised, gap):
         _put_text(screen, rows, emphasised)
-        return
+
+
+def _drawn(screen: Console, made: Table) -> list[str]:
     with screen.capture() as drawn:
         screen.print(made)
-    screen.file.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
+    return [line.rstrip() for line in drawn.get().splitlines()]
+
+
+def _put_below(screen: Console, rows: Rows, emphasised: str, gap: int) -> bool:
+    """Every row in two lines, its first value above the others, where these fit. Returns whether they do."""
+    first = next((name for name in rows[0] if name), "") if rows else ""
+    others = [{name: value for name, value in row.items() if name and name != first} for row in rows]
+    made = table(others, gap=gap)
+    if not first or _width(screen, made) + len(_INDENT) > screen.width:
+        return False
+    head, *lines = _drawn(screen, made)
+    if len(lines) != len(rows):
+        return False
+    line(screen, first, "bold")
+    screen.file.write(f"{_INDENT}{head}\n")
+    for row, text in zip(rows, lines, strict=True):
+        marked = bool(emphasised) and row.get("") == emphasised
+        line(screen, f"{emphasised} {row[first]}" if marked else row[first], "bold" if marked else "")
+        screen.file.write(f"{_INDENT}{text}\n")
+    return True
 
 
 def _put_text(screen: Console, rows: Rows, emphasised: str) -> None:
@@ -103,7 +127,7 @@ def _put_text(screen: Console, rows: Rows, emphasised: str) -> None:
         lines = [f"{emphasised} " if marked else ""]
         for value in values:
             if len(lines[-1]) + len(value) > screen.width and lines[-1].strip():
-                lines.append("    ")
+                lines.append(_INDENT)
             lines[-1] += f"{value}  "
         text = "\n".join(one.rstrip() for one in lines)
         screen.print(text, style="bold" if marked else None, soft_wrap=True)

@@ -98,14 +98,14 @@ FAILURES: dict[str, tuple[tuple[object, ...], str, int]] = {
     "an op without meaning": (("plan", "NETS:Unsupported", "--output-stride", 1), "refused", 3),
     "a factory that fails": (("plan", "NETS:broken"), "conversion", 3),
     "code that nobody trusts": (("verify", "DENSE"), "unsafe", 4),
-    "Ctrl-C": (("plan", "NETS:interrupted"), "interrupted", 130),
+    "Ctrl-C": (("plan", "NETS:typed"), "interrupted", 130),
 }
 
 
 @pytest.mark.parametrize("name", FAILURES)
 def test_a_failure_is_a_document_too(name: str, folder: Path, tmp_path: Path) -> None:
     words, kind, status = FAILURES[name]
-    (tmp_path / "nets.py").write_text(NAMES)
+    (tmp_path / "nets.py").write_text(f"{NAMES}\ndef typed():\n    raise KeyboardInterrupt\n")
     places = {"NETS": f"{tmp_path / 'nets.py'}", "DENSE": str(folder / "dense.pth")}
     made = densify(*(str(word).replace(key, place) for word in words for key, place in [_place(str(word), places)]),
                    "--json")  # fmt: skip
