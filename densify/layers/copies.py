@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,9 @@ from torch import Tensor
 
 from densify.equivariance import TRANSFORMATIONS, composed, inverse, swaps_axes, transformed
 from densify.errors import Refusal, SymmetryError, UsageError
+
+Grid = tuple[tuple[int, ...], ...]
+Places = np.ndarray[Any, np.dtype[np.int_]]
 
 _QUARTERS = ("identity", "rot90", "rot180", "rot270")
 ANGLES = {1: ("identity",), 2: ("identity", "rot180"), 4: _QUARTERS, 8: _QUARTERS}  # 8: and each 45 degrees further
@@ -38,6 +40,10 @@ class Copies:
         flips: a key of FLIPS: "h" mirrors left and right, "v" top and bottom, "paper" is the kernel and these two,
             "all" is closed: the kernel mirrored both ways, too.
 
+    Attributes:
+        parts: for each copy, whether it is turned by 45 degrees, and the transformation that comes then.
+        grids: for each copy, the place in the kernel, counted row by row, that each of its weights comes from.
+
     Raises:
         UsageError: other angles or flips.
         SymmetryError: a kernel that cannot be rotated so.
@@ -46,6 +52,8 @@ class Copies:
     kernel: tuple[int, int]
     angles: int
     flips: str
+    parts: tuple[tuple[bool, str], ...] = field(init=False, repr=False, compare=False)
+    grids: tuple[Grid, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.angles not in ANGLES or isinstance(self.angles, bool):
@@ -62,15 +70,13 @@ class Copies:
             raise SymmetryError(
                 Refusal(size, "only 3 x 3 kernels have a ring of 8 weights to shift by 45 degrees", remedy)
             )
-
-    @cached_property
-    def parts(self) -> tuple[tuple[bool, str], ...]:
-        """For each copy: whether it is turned by 45 degrees, and the transformation that comes then."""
         eighths = (False, True) if self.angles == 8 else (False,)
         flips, turns = FLIPS[self.flips], ANGLES[self.angles]
-        every = [(eighth, composed(flip, turn)) for flip in flips for turn in turns for eighth in eighths]
-        grids = [self._grid(part) for part in every]
-        return tuple(part for i, part in enumerate(every) if grids[i] not in grids[:i])
+        distinct: dict[Grid, tuple[bool, str]] = {}
+        for part in [(eighth, composed(flip, turn)) for flip in flips for turn in turns for eighth in eighths]:
+            distinct.setdefault(_grid(self.kernel, *part), part)
+        object.__setattr__(self, "parts", tuple(distinct.values()))
+        object.__setattr__(self, "grids", tuple(distinct))
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -79,11 +85,6 @@ class Copies:
     def turning(self) -> bool:
         """Whether there are copies whose rows were columns, or that are turned by 45 degrees."""
         return len(self) > 1 and any(eighth or swaps_axes(name) for eighth, name in self.parts)
-
-    @cached_property
-    def grids(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
-        """For each copy the place in the kernel, counted row by row, that each of its weights comes from."""
-        return tuple(map(self._grid, self.parts))
 
     @property
     def closed(self) -> tuple[str, ...]:
@@ -102,24 +103,22 @@ class Copies:
         """[K, C, h, w] -> [K * copies, C, h, w]: all copies of the first kernel, all of the second, and so on."""
         if len(self) == 1:
             return weight
-        eighth = _eighth(weight, torch) if any(eighth for eighth, _ in self.parts) else weight
-        copies = [transformed(eighth if turned else weight, name) for turned, name in self.parts]
-        return torch.stack(copies, 1).flatten(0, 1)
-
-    def _grid(self, part: tuple[bool, str]) -> tuple[tuple[int, ...], ...]:
-        turned, name = part
-        grid = np.arange(self.kernel[0] * self.kernel[1]).reshape(self.kernel)
-        return _frozen(transformed(_eighth(grid, np) if turned else grid, name, np))
+        taps = weight.flatten(-2).unbind(-1)
+        copies = [torch.stack([taps[place] for row in grid for place in row], -1) for grid in self.grids]
+        return torch.stack(copies, 1).reshape(-1, weight.shape[1], *self.kernel)
 
 
-def _eighth(kernel: Any, ops: Any) -> Any:
-    """[..., 3, 3] with the ring of the outer weights shifted by one, counterclockwise: 45 degrees."""
-    taps = kernel.reshape(*kernel.shape[:-2], 9)
-    source = list(range(9))
-    for place, following in zip(_RING, (*_RING[1:], _RING[0]), strict=True):
-        source[place] = following
-    return ops.stack([taps[..., at] for at in source], -1).reshape(kernel.shape)
+def _grid(kernel: tuple[int, int], eighth: bool, name: str) -> Grid:
+    grid = np.arange(kernel[0] * kernel[1]).reshape(kernel)
+    return _frozen(transformed(_eighth(grid) if eighth else grid, name, np))
 
 
-def _frozen(grid: Any) -> tuple[tuple[int, ...], ...]:
+def _eighth(kernel: Places) -> Places:
+    """[3, 3] with the ring of the outer weights shifted by one, counterclockwise: 45 degrees."""
+    turned = kernel.ravel().copy()
+    turned[list(_RING)] = turned[[*_RING[1:], _RING[0]]]
+    return turned.reshape(3, 3)
+
+
+def _frozen(grid: Places) -> Grid:
     return tuple(tuple(map(int, row)) for row in grid)
