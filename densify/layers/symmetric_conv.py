@@ -146,6 +146,8 @@ class SymmetricConv(SymmetricLayer):
                 notes[name] = why
         return MeasuredSymmetry(errors, tolerance_of(self.weight.dtype), notes)
 
+    check_invariance = check_equivariance
+
     def _error(self, demand: Demand, moved: Callable[[Tensor], Tensor], x: Tensor) -> float:
         if demand.right_axes != (1,):
             expected, actual = along(moved(self(x)), demand.left, (1,)), self(moved(x))

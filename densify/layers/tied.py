@@ -58,7 +58,7 @@ class SymmetricLayer(nn.Module):
             raise SymmetryError(
                 Refusal(
                     f"{type(self).__name__} of weights {shape}",
-                    f"only w = 0 has this symmetry ({', '.join(demand.name for demand in wanted)})",
+                    f"only w = 0 has this symmetry ({', '.join(demand.name for demand in wanted) or 'the support'})",
                     "Check the places and factors of the transformation.",
                 )
             )

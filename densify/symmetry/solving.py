@@ -43,7 +43,7 @@ def solve(
         rtol: singular values up to this part of the largest count as zero.
 
     Returns:
-        Dimension, ties or basis, and residual; a :class:`ZeroSolutionWarning` tells that only zero has the symmetry.
+        Dimension, ties or basis, and residual; a :class:`densify.errors.ZeroSolutionWarning` tells that only zero has it.
 
     Raises:
         SymmetryError: a transformation or support that does not fit the shape, or equations too large to solve.
