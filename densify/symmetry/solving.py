@@ -43,7 +43,8 @@ def solve(
         rtol: singular values up to this part of the largest count as zero.
 
     Returns:
-        Dimension, ties or basis, and residual; a :class:`densify.errors.ZeroSolutionWarning` tells that only zero has it.
+        Dimension, ties or basis, and residual. Where only zero has the symmetry, a
+        :class:`densify.errors.ZeroSolutionWarning` says so.
 
     Raises:
         SymmetryError: a transformation or support that does not fit the shape, or equations too large to solve.
