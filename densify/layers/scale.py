@@ -60,8 +60,8 @@ class Along(NamedTuple):
 class ScaleInvariantConv2d(nn.Conv2d):
     """A convolution of several sizes of its input, of which each output keeps the maximum (paper, equations 3 to 5).
 
-    Parameters and state_dict are those of the plain Conv2d. With 1 as the only scale it is that, bit for bit. The activation is
-    left to the network.
+    Parameters and state_dict are those of the plain Conv2d. With 1 as the only scale it is that, bit for bit. The
+    activation is left to the network.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as

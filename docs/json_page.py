@@ -1,6 +1,6 @@
 """Put the schema of `--json` (densify/results.schema.json) into the tables of docs/json.md.
 
-python benchmarks/json_page.py
+python docs/json_page.py
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "json.md"
 SCHEMA = ROOT / "densify" / "results.schema.json"
-MARK = "<!-- from here on made by benchmarks/json_page.py -->\n"
+MARK = "<!-- from here on made by docs/json_page.py -->\n"
 
 Part = Mapping[str, Any]
 
