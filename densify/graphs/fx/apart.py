@@ -123,8 +123,9 @@ class _Pair:
         for node in advancing("looking at every op", list(self.graph.nodes)):
             site = self.network.sites.get(node.name)
             is_open = _is_open(site, node)
-            if failed & set(node.all_input_nodes):
-                failed.add(node)
+            fresh = site is not None and site.layout is not Layout.MIXED and _floats(node.meta["value"])
+            if failed & set(node.all_input_nodes) or node.meta.get("whole"):
+                failed.update(() if fresh else (node,))
                 continue
             if node.op in ("placeholder", "output") or node.target is guard:
                 continue
@@ -136,7 +137,7 @@ class _Pair:
                 pair = (None, None)
             if (not is_open and pair[0] is not None) or (is_open and see(node, *pair)):
                 self.values[node] = pair
-            elif site is None or site.layout is Layout.MIXED or not _floats(node.meta["value"]):
+            elif not fresh:
                 failed.add(node)
             for source in node.all_input_nodes:
                 left[source] -= 1
