@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -445,6 +446,13 @@ def test_kernels_kept_in_inference_mode_serve_gradients() -> None:
     with torch.inference_mode():
         inside = InvariantConv2d(3, 4, 3, angles=4).eval()
         assert inside(x).shape == (1, 4, 5, 5)
+
+
+def test_tensors_without_numbers_are_not_kept() -> None:
+    layer, x = InvariantConv2d(3, 4, 3, angles=4).eval().requires_grad_(False), torch.randn(1, 3, 7, 7)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert layer(mode.from_tensor(x)).shape == (1, 4, 5, 5)
+    assert seen(layer, x)
 
 
 def test_copies_of_the_layer() -> None:

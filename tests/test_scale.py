@@ -78,7 +78,7 @@ def error(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     scales=st.lists(st.fractions(Fraction(1, 3), 3, max_denominator=30), min_size=1, max_size=3, unique=True),
     kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
@@ -214,7 +214,7 @@ def test_plain_layers_are_the_same_bit_for_bit(arguments: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize(
     ("arguments", "lower"),
-    [({"padding": 2, "scales": (1, 0.63, 2)}, False), ({"stride": 2, "padding": 1, "scales": (1, 1.2599)}, True)],
+    [({"padding": 2, "scales": (1, 0.63)}, False), ({"stride": 2, "padding": 1, "scales": (1, 1.2599)}, True)],
 )
 def test_onnx(arguments: dict[str, Any], lower: bool, tmp_path: Path) -> None:
     layer = ScaleInvariantConv2d(3, 4, 5, **arguments).eval()

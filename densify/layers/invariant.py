@@ -163,7 +163,10 @@ class InvariantConv2d(nn.Conv2d):
         key = (*_state(weight), *_state(bias))
         if self._expanded is None or not _same(self._expanded[0], key):
             with torch.inference_mode(False), torch.no_grad():
-                self._expanded = (key, *self._expand())
+                made = self._expand()
+            if type(made[0]) is not Tensor:  # tensors without numbers, of a mode that ends
+                return made
+            self._expanded = (key, *made)
         return self._expanded[1:]
 
     def _expand(self) -> tuple[Tensor, Tensor | None]:
