@@ -78,7 +78,7 @@ def error(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     scales=st.lists(st.fractions(Fraction(1, 3), 3, max_denominator=30), min_size=1, max_size=3, unique=True),
     kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
@@ -231,7 +231,7 @@ def test_onnx(arguments: dict[str, Any], lower: bool, tmp_path: Path) -> None:
 
 
 def test_compiled() -> None:
-    layer, x = ScaleInvariantConv2d(3, 4, 3, padding=1, scales=(1, 0.5, 2)), torch.randn(2, 3, 9, 12)
+    layer, x = ScaleInvariantConv2d(3, 4, 3, padding=1, scales=(1, 2)), torch.randn(2, 3, 9, 12)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     assert torch.allclose(compiled(x), layer(x), atol=1e-6)
 
