@@ -124,6 +124,11 @@ def error(function: Callable[[Tensor], Tensor], x: Tensor, name: str, channels: 
     expected, actual = transformed(function(x), name), function(transformed(x, name))
     if channels is not None:
         expected = expected[:, list(channels)]
+    return error_of(expected, actual)
+
+
+def error_of(expected: Tensor, actual: Tensor) -> float:
+    """max|actual - expected| / max|expected|; infinite where the shapes differ."""
     return difference(expected, actual)[1] if expected.shape == actual.shape else math.inf
 
 

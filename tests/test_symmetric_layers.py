@@ -20,6 +20,7 @@ import densify
 import densify.layers.symmetric
 import densify.layers.symmetric_conv
 from benchmarks.symmetric import peak
+from densify.equivariance import error_of
 from densify.errors import RefusedError, SymmetryError
 from densify.symmetry import (
     Constraint,
@@ -32,7 +33,6 @@ from densify.symmetry import (
     Shift,
     penalty,
 )
-from densify.symmetry.checking import error_of
 
 
 def mirrored_rows(x: Tensor) -> Tensor:

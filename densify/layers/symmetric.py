@@ -25,9 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densify.equivariance import error_of, noise, tolerance_of
 from densify.errors import Refusal, SymmetryError
-from densify.layers.tied import Constraints, Support, SymmetricLayer, not_plain, random_input
-from densify.symmetry.checking import MeasuredSymmetry, error_of, tolerance_of
+from densify.layers.tied import Constraints, Support, SymmetricLayer, not_plain
+from densify.symmetry.checking import MeasuredSymmetry
 from densify.symmetry.constraints import Demand, along, where_used
 
 
@@ -119,7 +120,7 @@ class SymmetricLinear(SymmetricLayer):
         Args:
             x: [B, in_features]; default normal random numbers.
         """
-        x = random_input((4, self.in_features), self.weight) if x is None else x
+        x = noise(4, self.in_features, like=self.weight) if x is None else x
         errors = {}
         for name, demand in self._demands.items():
             with torch.no_grad():

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densify.equivariance import error_of, noise, tolerance_of
 from densify.errors import Refusal, SymmetryError
-from densify.layers.tied import Constraints, Support, SymmetricLayer, not_plain, random_input
-from densify.symmetry.checking import MeasuredSymmetry, error_of, tolerance_of
+from densify.layers.tied import Constraints, Support, SymmetricLayer, not_plain
+from densify.symmetry.checking import MeasuredSymmetry
 from densify.symmetry.constraints import Constraint, Demand, along, where_used
 from densify.symmetry.transformations import Flip, Rotate90
 
@@ -131,7 +132,7 @@ class SymmetricConv(SymmetricLayer):
         Args:
             x: [B, C, *spatial]; default normal random numbers on a map that is not square and that the stride divides.
         """
-        x = random_input((2, self.in_channels, *self._default_size()), self.weight) if x is None else x
+        x = noise(2, self.in_channels, *self._default_size(), like=self.weight) if x is None else x
         errors, notes = {}, {}
         for (name, demand), constraint in zip(self._demands.items(), self.constraints, strict=True):
             with torch.no_grad():

@@ -111,11 +111,6 @@ class SymmetricLayer(nn.Module):
         return plain.train(self.training)
 
 
-def random_input(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Normal random numbers of a tensor's type and device; torch's own generators stay as they are."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu").to(like)
-
-
 def not_plain(layer: nn.Module, kind: type[nn.Module], made: type[nn.Module]) -> SymmetryError:
     """The error that says what a layer can be made of."""
     return SymmetryError(

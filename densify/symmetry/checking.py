@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
-
-from densify.comparison import difference
-
-_TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
 @dataclass(frozen=True)
@@ -40,16 +32,6 @@ class MeasuredSymmetry:
         lines = [f"symmetry, tolerance {self.tolerance:.0e}:"]
         lines += [f"  {error:9.1e}  {name}{_note(self.notes.get(name))}" for name, error in self.errors.items()]
         return "\n".join(lines)
-
-
-def error_of(expected: Tensor, actual: Tensor) -> float:
-    """max|actual - expected| / max|expected|; infinite where the shapes differ."""
-    return difference(expected, actual)[1] if expected.shape == actual.shape else math.inf
-
-
-def tolerance_of(dtype: torch.dtype) -> float:
-    """What counts as exact in a floating-point type."""
-    return _TOLERANCES.get(dtype, 8 * torch.finfo(dtype).eps)
 
 
 def _note(note: str | None) -> str:
