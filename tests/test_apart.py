@@ -53,7 +53,6 @@ MIXING: dict[str, Program] = {
     "a mask flipped": lambda x: torch.where((x > 0.7).flip(0), x, -x),
     "mixed behind a threshold": lambda x: x * (x.mean(0, keepdim=True) < 100),
     "mixed beside large numbers": lambda x: x - x.amax(0, keepdim=True).clamp(min=50),
-    "mixed where one is not a number": lambda x: x + x.isnan().any(0, keepdim=True),
     "counted": lambda x: x + torch.full_like(x, x.shape[0]),
     "first image": lambda x: x + x[0],
     "last image": lambda x: x - x[-1:],
