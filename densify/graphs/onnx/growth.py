@@ -76,7 +76,7 @@ class Growth:
         grown = [_shape(one, value) for one in self.grown]
         kept = like if len(like) == len(shape) else plain
         moving = [[dim for dim, size in enumerate(shape) if other and other[dim] != size] for other in grown]
-        single = len(shape) == 2 + count and all(shape[dim] == 1 for dim in kept[2:])
+        single = [one for one in (kept, plain) if len(one) == len(shape) and all(shape[dim] == 1 for dim in one[2:])]
         still = max(wide) > 1 and not any(moving) and not self._grows(source) and not single
         if still or any(self.written_out(value)):
             if len(shape) == 2 + count and tuple(shape[dim] for dim in kept[2:]) == wide:
@@ -87,8 +87,7 @@ class Growth:
         if len(shape) != 2 + count or any(len(dims) > 1 for dims in moving):
             return Layout.MIXED, (), wide
         if not any(moving):
-            fixed = any(size > 1 for size in shape[2:])
-            return (Layout.MIXED, (), wide) if fixed else (Layout.MAP, plain, (0,) * count)
+            return (Layout.MAP, single[0], (0,) * count) if single else (Layout.MIXED, (), wide)
         spatial = [dims[0] if dims else kept[2 + axis] for axis, dims in enumerate(moving)]
         order = (0, *(dim for dim in range(1, len(shape)) if dim not in spatial), *spatial)
         statistics = [shape[dim] for dim, dims in zip(spatial, moving, strict=True) if not dims]
