@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from densify.errors import SymmetryError, ZeroSolutionWarning
 from densify.symmetry import (
@@ -155,6 +155,61 @@ def test_orthogonal_matrices_of_floating_point_numbers(sign: int) -> None:
     assert small.index.tolist() == [[0, 1], [1, 0]]
     assert small.sign[0, 0] == small.sign[1, 1]
     assert small.sign[0, 1] == -small.sign[1, 0]
+
+
+# ---- rounding ------------------------------------------------------------------------------------
+
+
+def turned(angle: float) -> Matrix:
+    return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+
+
+def mirrored_by_sampling(x: Tensor) -> Tensor:
+    """[B, H, W] mirrored by interpolation: the flip and noise of rounding size."""
+    mirror = torch.tensor([[[-1.0, 0, 0], [0, 1, 0]]], dtype=x.dtype).expand(len(x), 2, 3)
+    grid = nn.functional.affine_grid(mirror, [len(x), 1, *x.shape[1:]], align_corners=False)
+    return nn.functional.grid_sample(x[:, None], grid, align_corners=False)[:, 0]
+
+
+QUARTERS = [Equivariant(turned(k * math.pi / 2), 1, 0) for k in range(4)]
+THIRDS = [Equivariant(np.linalg.matrix_power(turned(2 * math.pi / 3), k), 1, 0) for k in (1, 2, 3)]
+ORTHOGONAL = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0]
+NOISE = 1e-17 * np.random.default_rng(0).standard_normal((6, 6))
+
+
+@pytest.mark.parametrize(
+    ("shape", "constraints", "rtol", "dimension"),
+    [
+        ((3, 3), Invariant(mirrored_by_sampling, (0, 1)), 1e-10, 6),
+        ((5, 7), Invariant(mirrored_by_sampling, (0, 1)), 1e-10, 20),
+        ((2, 2), QUARTERS, 1e-10, 2),
+        ((2, 2), THIRDS, 1e-10, 2),
+        ((6,), Invariant(ORTHOGONAL.T @ ORTHOGONAL, 0), 1e-10, 6),
+        ((3,), Invariant(np.diag([1, 1 + 1e-9, 1 + 1e-9]), 0), 1e-4, 3),
+        ((3,), Invariant(np.diag([1, 1 + 1e-9, 1 + 1e-9]), 0), 1e-10, 1),
+        ((6, 6), Equivariant(np.eye(6, k=-1) + NOISE, 1, 0, interior=True), 1e-10, 11),
+        ((6, 6), Equivariant(np.eye(6, k=-1) + 1e7 * NOISE, 1, 0, interior=True), 1e-6, 11),
+        # the scale is that of each constraint: neither the large nor the small one hides the other
+        ((3, 3), [Equivariant(1e-12 * np.eye(3)[[1, 2, 0]], 1, 0), Equivariant(1e12 * np.eye(3)[[1, 0, 2]], 1, 0)],
+         1e-10, 2),
+    ],
+)  # fmt: skip
+def test_terms_of_rounding_size_ask_for_nothing(shape: Any, constraints: Any, rtol: float, dimension: int) -> None:
+    found = solve(shape, constraints, rtol=rtol)
+    assert found.dimension == dimension
+
+
+def test_the_residual_is_that_of_all_terms() -> None:
+    found = solve((3,), Invariant(np.diag([1, 1 + 1e-9, 1 + 1e-9]), 0), rtol=1e-4)
+    assert found.residual == pytest.approx(1e-9, rel=1e-6)
+    assert solve((6,), Invariant(ORTHOGONAL.T @ ORTHOGONAL, 0)).residual > 0
+    assert solve((6,), Invariant(Flip(), 0)).residual == 0
+
+
+def test_penalties_of_the_interior_pass_over_rounding() -> None:
+    weight = torch.arange(36.0, dtype=torch.float64).reshape(6, 6)
+    noisy, shift = (Equivariant(np.eye(6, k=-1) + noise, 1, 0, interior=True) for noise in (NOISE, 0))
+    assert float(penalty(weight, noisy)) == pytest.approx(float(penalty(weight, shift)), rel=1e-12)
 
 
 # ---- orbits --------------------------------------------------------------------------------------

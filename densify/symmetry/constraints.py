@@ -15,6 +15,7 @@ from densify.symmetry.matrix import SparseMatrix
 from densify.symmetry.transformations import Transformation, name_of, sparse
 
 Axes = int | str | Sequence[int | str]
+RTOL = 1e-10  # entries up to this part of a matrix's largest are rounding
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,11 @@ class Demand:
         return made
 
 
-def used(matrix: SparseMatrix, *, rows: bool) -> Any:
-    """Whether each row, or each column, of a matrix has an entry."""
+def used(matrix: SparseMatrix, rtol: float = RTOL, *, rows: bool) -> Any:
+    """Whether each row, or each column, of a matrix has an entry of more than `rtol` times the largest."""
     found = np.zeros(matrix.shape[0 if rows else 1], dtype=bool)
-    found[matrix.rows if rows else matrix.columns] = True
+    entries = np.abs(matrix.values) > rtol * np.abs(matrix.values).max(initial=0.0)
+    found[(matrix.rows if rows else matrix.columns)[entries]] = True
     return found
 
 

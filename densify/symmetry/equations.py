@@ -2,7 +2,8 @@
 
 Equations of one term make a weight zero, equations of two terms of one size tie two weights, and so on with what these
 leave. Permutations are solved by that alone: what is tied is an orbit, exactly. The rest falls into blocks that share
-no weight; the null space of each is its own.
+no weight; the null space of each is its own. Terms of rounding size are no terms: alone in an equation, one would make
+its weight zero.
 """
 
 from __future__ import annotations
@@ -39,15 +40,19 @@ class Equations:
     unknowns: int
 
     @staticmethod
-    def of(rows: Index, columns: Index, values: Values, unknowns: int) -> Equations:
-        """Terms of one place added up; what cancels to rounding is gone."""
+    def of(rows: Index, columns: Index, values: Values, unknowns: int, floor: float = 0.0) -> Equations:
+        """Terms of one place added up; what cancels to rounding, or up to the floor, is gone."""
         places, inverse = np.unique(rows * unknowns + columns, return_inverse=True)
         inverse = inverse.reshape(-1)
         summed: Values = np.bincount(inverse, values, len(places)).astype(np.float64)
         size = np.bincount(inverse, np.abs(values), len(places))
-        kept = np.abs(summed) > _ROUNDING * size
+        kept = np.abs(summed) > np.maximum(_ROUNDING * size, floor)
         places, summed = places[kept], summed[kept]
         return Equations(places // unknowns, places % unknowns, summed, unknowns)
+
+    def scaled(self, scale: Values, rtol: float) -> Equations:
+        """Every row divided by its scale [rows]; terms up to `rtol` are gone."""
+        return Equations.of(self.rows, self.columns, self.values / scale[self.rows], self.unknowns, rtol)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +88,9 @@ class Block:
     vectors: Values
 
 
-def equations(sizes: Sequence[int], axes: Sequence[int], demands: Sequence[Demand], outside: Index) -> Equations:
+def equations(
+    sizes: Sequence[int], axes: Sequence[int], demands: Sequence[Demand], outside: Index, rtol: float
+) -> tuple[Equations, Values]:
     """Everything that is asked of the weights of some axes, flattened row by row.
 
     Args:
@@ -91,6 +98,10 @@ def equations(sizes: Sequence[int], axes: Sequence[int], demands: Sequence[Deman
         axes: their numbers in the weight.
         demands: constraints on these axes alone.
         outside: weights that are zero.
+        rtol: entries of a matrix up to this part of its largest do not make a place one that an interior has.
+
+    Returns:
+        The equations, and [rows] the scale of each: the power of 2 below the largest entry of its matrices.
     """
     unknowns = math.prod(sizes)
     zeros = np.arange(len(outside)) + len(demands) * unknowns
@@ -101,13 +112,20 @@ def equations(sizes: Sequence[int], axes: Sequence[int], demands: Sequence[Deman
         values = (_repeated(demand.left, unknowns), -_repeated(demand.right, unknowns))
         kept: npt.NDArray[np.bool_] = np.ones(unknowns, dtype=bool)
         if demand.interior:
-            kept &= _at_places(sizes, axes, demand.left, demand.left_axes, rows=True)
-            kept &= _at_places(sizes, axes, demand.right, demand.right_axes, rows=False)
+            kept &= _at_places(sizes, axes, demand.left, demand.left_axes, rtol, rows=True)
+            kept &= _at_places(sizes, axes, demand.right, demand.right_axes, rtol, rows=False)
         for (row, column), value in zip((left, right), values, strict=True):
             where = kept[row]
             parts.append((row[where] + number * unknowns, column[where], value[where]))
     rows, columns, terms = (np.concatenate([part[i] for part in parts]) for i in range(3))
-    return Equations.of(rows, columns, terms, unknowns)
+    scale = np.append(np.repeat([_scale(demand) for demand in demands], unknowns), np.ones(len(outside)))
+    return Equations.of(rows, columns, terms, unknowns), scale
+
+
+def _scale(demand: Demand) -> float:
+    """The power of 2 below the largest entry of a constraint's matrices; 1 where all are zero."""
+    largest = max(1.0 if m is None else float(np.abs(m.values).max(initial=0.0)) for m in (demand.left, demand.right))
+    return 2.0 ** math.floor(math.log2(largest)) if largest else 1.0
 
 
 def _places(sizes: Sequence[int], axes: Sequence[int], along: Sequence[int]) -> tuple[Index, Index]:
@@ -133,18 +151,24 @@ def _repeated(matrix: SparseMatrix | None, unknowns: int) -> Values:
 
 
 def _at_places(
-    sizes: Sequence[int], axes: Sequence[int], matrix: SparseMatrix | None, along: Sequence[int], *, rows: bool
+    sizes: Sequence[int],
+    axes: Sequence[int],
+    matrix: SparseMatrix | None,
+    along: Sequence[int],
+    rtol: float,
+    *,
+    rows: bool,
 ) -> Any:
-    """[weights] whether the row (or the column) of the matrix at each place has an entry."""
+    """[weights] whether the row (or the column) of the matrix at each place has an entry above rounding."""
     found = np.ones(math.prod(sizes), dtype=bool)
     if matrix is not None:
         here, others = _places(sizes, axes, along)
-        found[here[:, None] + others] = used(matrix, rows=rows)[:, None]
+        found[here[:, None] + others] = used(matrix, rtol, rows=rows)[:, None]
     return found
 
 
-def tie(system: Equations) -> tuple[Ties, Equations]:
-    """Exact ties, and the equations between the free weights that they leave."""
+def tie(system: Equations, rtol: float) -> tuple[Ties, Equations]:
+    """Exact ties, and the equations between the free weights that they leave; terms up to `rtol` are none."""
     ties = Ties(np.arange(system.unknowns), np.ones(system.unknowns), system.unknowns)
     while True:
         _, first, counts = np.unique(system.rows, return_index=True, return_counts=True)
@@ -160,7 +184,7 @@ def tie(system: Equations) -> tuple[Ties, Equations]:
         index = found.index[system.columns]
         kept = index >= 0
         values = system.values[kept] * found.sign[system.columns[kept]]
-        system = Equations.of(system.rows[kept], index[kept], values, max(1, found.count))
+        system = Equations.of(system.rows[kept], index[kept], values, max(1, found.count), rtol)
 
 
 def _orbits(count: int, zero: Index, first: Index, second: Index, signs: Values) -> Ties:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from densify.errors import Refusal, SymmetryError, ZeroSolutionWarning
-from densify.symmetry.constraints import Constraint, Demand, Equivariant, Invariant, demands
+from densify.symmetry.constraints import RTOL, Constraint, Demand, Equivariant, Invariant, demands
 from densify.symmetry.equations import Block, Equations, Ties, equations, null_space, tie
 from densify.symmetry.matrix import Index, SparseMatrix
 from densify.symmetry.solution import Factor, Solution
@@ -27,7 +27,7 @@ def solve(
     *,
     names: Sequence[str] | None = None,
     support: Tensor | npt.NDArray[Any] | None = None,
-    rtol: float = 1e-10,
+    rtol: float = RTOL,
 ) -> Solution:
     """All weights that have one or several symmetries.
 
@@ -40,7 +40,8 @@ def solve(
         constraints: :class:`Invariant` and :class:`Equivariant`.
         names: of the weight's axes, "nchw" for example, for constraints that name them.
         support: bool, broadcast to the shape: weights outside are zero.
-        rtol: singular values up to this part of the largest count as zero.
+        rtol: terms of equations up to this part of the largest entry of the constraint's matrices count as zero, and
+            singular values up to this part of the largest.
 
     Returns:
         Dimension, ties or basis, and residual. Where only zero has the symmetry, a
@@ -66,7 +67,7 @@ def solved(
     shape: tuple[int, ...],
     wanted: Sequence[Demand],
     support: Tensor | npt.NDArray[Any] | None = None,
-    rtol: float = 1e-10,
+    rtol: float = RTOL,
 ) -> Solution:
     """As :func:`solve`, of constraints whose transformations are matrices, and without a warning."""
     mask, mask_axes = _support(shape, support)
@@ -120,8 +121,8 @@ def _factor(
     if mask is not None:
         here = mask.reshape([mask.shape[axis] for axis in axes])
         (outside,) = np.nonzero(~np.broadcast_to(here, sizes).reshape(-1))
-    system = equations(sizes, axes, wanted, outside)
-    ties, left = tie(system)
+    system, scale = equations(sizes, axes, wanted, outside, rtol)
+    ties, left = tie(system.scaled(scale, rtol), rtol)
     multiplicity = np.bincount(ties.index[ties.index >= 0], minlength=ties.count)
     subject = ", ".join(demand.name for demand in wanted) or "the support"
     blocks = null_space(left, multiplicity, rtol, subject)
