@@ -316,6 +316,20 @@ def test_copies_state_and_devices(make: Any, name: str) -> None:
     assert filled.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("make", [linear, conv])
+@pytest.mark.parametrize("tied", [True, False])
+def test_lowered_layers_share_no_storage_with_the_layer(make: Any, tied: bool) -> None:
+    layer = make("flip")
+    if not tied:
+        layer = densify.SymmetricConv2d(2, 3, 3, []) if make is conv else densify.SymmetricLinear(4, 3, [])
+    before = copy.deepcopy(layer.state_dict())
+    plain = layer.lower()
+    for parameter in plain.parameters():
+        assert parameter.is_contiguous()
+        parameter.data.add_(1)
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
 def test_new_weights_are_distributed_as_torch_does() -> None:
     torch.manual_seed(3)
     tied, plain = densify.SymmetricLinear((8, 6, 6), 50, Invariant(Flip(), "w")), nn.Linear(288, 50)

@@ -102,13 +102,18 @@ class SymmetricLayer(nn.Module):
         return f"{', '.join(self._demands)}; {self.solution}; bias={self.bias is not None}"
 
     def _into(self, plain: Plain) -> Plain:
-        """A plain layer with the expanded weight and bias, and this layer's mode."""
+        """A plain layer with copies of the expanded weight and bias, and this layer's mode."""
         with torch.no_grad():
-            weight, bias = self.expanded_weight().reshape(plain.weight.shape).contiguous(), self.expanded_bias()
-        plain.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
-        if bias is not None and self.bias is not None:
-            plain.bias = nn.Parameter(bias, requires_grad=self.bias.requires_grad)
+            weight, bias = self.expanded_weight().reshape(plain.weight.shape), self.expanded_bias()
+            plain.weight = nn.Parameter(_copied(weight), requires_grad=self.weight.requires_grad)
+            if bias is not None and self.bias is not None:
+                plain.bias = nn.Parameter(_copied(bias), requires_grad=self.bias.requires_grad)
         return plain.train(self.training)
+
+
+def _copied(x: Tensor) -> Tensor:
+    """With storage of its own: expanded weights are the free ones themselves where nothing is tied."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def not_plain(layer: nn.Module, kind: type[nn.Module], made: type[nn.Module]) -> SymmetryError:
