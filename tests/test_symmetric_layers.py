@@ -15,6 +15,7 @@ import pytest
 import torch
 from runtimes import ORT, sessions
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import densify
 import densify.layers.symmetric
@@ -330,6 +331,30 @@ def test_lowered_layers_share_no_storage_with_the_layer(make: Any, tied: bool) -
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
 
+@pytest.mark.parametrize("frozen", [(), ("weight",), ("weight", "bias")])
+def test_what_is_frozen_stays_frozen(frozen: Sequence[str]) -> None:
+    for plain in (nn.Conv2d(2, 3, 3), nn.Linear(4, 3)):
+        for name in frozen:
+            plain.get_parameter(name).requires_grad_(False)
+        with torch.no_grad():
+            layer: Any = (
+                densify.SymmetricConv2d.from_conv(plain, Invariant(Flip(), "w"))
+                if isinstance(plain, nn.Conv2d)
+                else densify.SymmetricLinear.from_linear(plain, Invariant(Flip(), "c"))
+            )
+        for made in (layer, layer.lower()):
+            assert {name for name, value in made.named_parameters() if not value.requires_grad} == set(frozen)
+
+
+def test_parametrized_weights_are_taken_as_they_come_out() -> None:
+    plain = weight_norm(nn.Conv2d(2, 3, 3, bias=False))
+    with torch.no_grad():
+        layer = densify.SymmetricConv2d.from_conv(plain, Invariant(Flip(), "w"))
+        expected = (plain.weight + plain.weight.flip(3)) / 2
+    assert torch.allclose(layer.expanded_weight(), expected)
+    assert layer.weight.requires_grad
+
+
 def test_new_weights_are_distributed_as_torch_does() -> None:
     torch.manual_seed(3)
     tied, plain = densify.SymmetricLinear((8, 6, 6), 50, Invariant(Flip(), "w")), nn.Linear(288, 50)
@@ -454,6 +479,13 @@ def test_networks_of_tied_convolutions_become_dense() -> None:
 # ---- refusals ------------------------------------------------------------------------------------
 
 
+class Doubled(nn.Linear):
+    """A forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -468,6 +500,12 @@ def test_networks_of_tied_convolutions_become_dense() -> None:
         (lambda: densify.SymmetricConv2d(4, 4, (3, 5), Invariant(Rotate90(), ("h", "w"))), "need a square"),
         (lambda: densify.SymmetricLinear.from_linear(nn.Conv2d(1, 1, 1), []), "Conv2d: it is no Linear"),  # type: ignore[arg-type]
         (lambda: densify.SymmetricConv2d.from_conv(nn.Conv1d(1, 1, 1), []), "Conv1d: it is no Conv2d"),
+        (lambda: densify.SymmetricLinear.from_linear(Doubled(4, 2), []),
+         "Doubled: it is no plain Linear, but a class derived from it"),
+        (lambda: densify.SymmetricConv2d.from_conv(densify.InvariantConv2d(3, 8, 3, angles=4), []),
+         "InvariantConv2d: it is no plain Conv2d, but a class derived"),
+        (lambda: densify.SymmetricConv2d.from_conv(densify.ScaleInvariantConv2d(3, 8, 3), []),
+         "ScaleInvariantConv2d: it is no plain Conv2d, but a class derived"),
         (lambda: densify.SymmetricLinear.from_linear(nn.Linear(30, 2), [], in_shape=(2, 4, 4)),
          r"Linear\(30, 2\): its 30 features are not of shape \(2, 4, 4\)"),
     ],

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from densify.equivariance import error_of, noise, tolerance_of
 from densify.errors import Refusal, SymmetryError
-from densify.layers.tied import Constraints, Support, SymmetricLayer, not_plain
+from densify.layers.tied import Constraints, Support, SymmetricLayer, check_kind
 from densify.symmetry.checking import MeasuredSymmetry
 from densify.symmetry.constraints import Demand, along, where_used
 
@@ -82,21 +82,21 @@ class SymmetricLinear(SymmetricLayer):
         """A layer with the weights of a plain one, projected on those that have the symmetry.
 
         Args:
-            linear: stays as it is.
+            linear: stays as it is. Its weight may be parametrized; what is frozen stays frozen.
             in_shape, out_shape: the shapes that its features are in; None for one axis each.
 
         Raises:
-            SymmetryError: not a Linear layer, features that are not in these shapes, or as for the class.
+            SymmetryError: not a Linear layer, one with a forward of its own, features that are not in these shapes, or
+                as for the class.
         """
-        if not isinstance(linear, nn.Linear):
-            raise not_plain(linear, nn.Linear, cls)
+        check_kind(linear, nn.Linear, cls)
         ins = _shape(linear, in_shape, linear.in_features)
         outs = _shape(linear, out_shape, linear.out_features)
         made = cls(
             ins, outs, constraints, linear.bias is not None, names=names, support=support,
             device=linear.weight.device, dtype=linear.weight.dtype,
         )  # fmt: skip
-        return made.project_(linear.weight, linear.bias).train(linear.training)
+        return made._take(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         """[*, in_features] -> [*, out_features]."""

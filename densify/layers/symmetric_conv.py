@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from densify.equivariance import error_of, noise, tolerance_of
 from densify.errors import Refusal, SymmetryError
-from densify.layers.tied import Constraints, Support, SymmetricLayer, not_plain
+from densify.layers.tied import Constraints, Support, SymmetricLayer, check_kind
 from densify.symmetry.checking import MeasuredSymmetry
 from densify.symmetry.constraints import Constraint, Demand, along, where_used
 from densify.symmetry.transformations import Flip, Rotate90
@@ -92,19 +92,19 @@ class SymmetricConv(SymmetricLayer):
         """A layer with the weights of a plain convolution, projected on those that have the symmetry.
 
         Args:
-            conv: stays as it is.
+            conv: stays as it is. Its weight may be parametrized; what is frozen stays frozen.
 
         Raises:
-            SymmetryError: not a plain convolution of as many axes, or as for the class.
+            SymmetryError: not a convolution of as many axes, one with a forward of its own, or as for the class.
         """
-        if not isinstance(conv, cls.plain):
-            raise not_plain(conv, cls.plain, cls)
+        check_kind(conv, cls.plain, cls)
         geometry = {name: getattr(conv, name) for name in _GEOMETRY}
+        weight: Any = conv.weight
         made = cls(
             constraints=constraints, bias=conv.bias is not None, names=names, support=support,
-            device=conv.weight.device, dtype=conv.weight.dtype, **geometry,
+            device=weight.device, dtype=weight.dtype, **geometry,
         )  # fmt: skip
-        return made.project_(conv.weight, conv.bias).train(conv.training)
+        return made._take(conv)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, *spatial] -> [B, K, *spatial]."""

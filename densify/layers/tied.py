@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from densify.errors import Refusal, SymmetryError
 from densify.symmetry.constraints import Constraint, Demand, Equivariant, Invariant, demands
@@ -95,6 +96,16 @@ class SymmetricLayer(nn.Module):
                 self.bias.copy_(self.bias_solution.coordinates(bias.reshape(self.bias_solution.shape)))
         return self
 
+    def _take(self, plain: Any) -> Self:
+        """Project a plain layer's weights; trained where those are, and in the layer's mode."""
+        with torch.enable_grad():  # what a parametrization computes needs a gradient where its originals do
+            weight, bias = plain.weight, plain.bias
+        self.project_(weight, bias)
+        self.weight.requires_grad_(weight.requires_grad)
+        if self.bias is not None:
+            self.bias.requires_grad_(bias.requires_grad)
+        return self.train(plain.training)
+
     def _fan_in(self) -> int:
         return math.prod(self.solution.shape[len(self.bias_solution.shape) :])
 
@@ -116,13 +127,17 @@ def _copied(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def not_plain(layer: nn.Module, kind: type[nn.Module], made: type[nn.Module]) -> SymmetryError:
-    """The error that says what a layer can be made of."""
-    return SymmetryError(
-        Refusal(
-            type(layer).__name__, f"it is no {kind.__name__}", f"{made.__name__} is made of torch.nn.{kind.__name__}."
-        )
-    )
+def check_kind(layer: nn.Module, kind: type[nn.Module], made: type[nn.Module]) -> None:
+    """
+    Raises:
+        SymmetryError: a layer of another kind than what such a layer is made of, or with a forward of its own.
+    """
+    found = type_before_parametrizations(layer)
+    if found is kind:
+        return
+    derived = f"plain {kind.__name__}, but a class derived from it" if isinstance(layer, kind) else kind.__name__
+    remedy = f"{made.__name__} is made of torch.nn.{kind.__name__} alone."
+    raise SymmetryError(Refusal(found.__name__, f"it is no {derived}", remedy))
 
 
 def _check_sides(wanted: Sequence[Demand], out_rank: int) -> None:
