@@ -243,6 +243,22 @@ def test_half_precision() -> None:
     assert error(layer.half()(x.half()).double(), layer.double()(x.double())) < 0.005
 
 
+@pytest.mark.parametrize("scales", [(1, 2), (1, 0.5), (1, 1.2599, 0.63)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_large_and_infinite_samples_make_no_nan(scales: tuple[float, ...], stride: int) -> None:
+    layer = ScaleInvariantConv2d(2, 3, 1, stride, scales=scales, dtype=torch.float16).requires_grad_(False)
+    layer.weight.fill_(0.3)
+    x = torch.randn(1, 2, 11, 13).sign().half() * 40000  # twice that is past float16
+    assert layer(x).isfinite().all()
+    x = torch.randn(1, 2, 11, 13)
+    for row, column in ((0, 0), (5, 5), (10, 12)):  # borders, too
+        x[0, 1, row, column] = torch.inf
+        found = layer.float()(x)
+        assert not found.isnan().any()
+        assert found.isinf().any()
+        assert found.isfinite().any()
+
+
 def test_equivariance_is_measured() -> None:
     layer = ScaleInvariantConv2d(3, 4, 5, padding=2, scales=(1, 0.5, 2))
     report = layer.check_equivariance((41, 50))

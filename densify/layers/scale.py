@@ -224,12 +224,13 @@ def restored(y: Tensor, dim: int, scale: Fraction, along: Along, size: int) -> t
 def _between(x: Tensor, dim: int, places: Tensor, step: int) -> Tensor:
     """A tensor at `places / step` along an axis, linearly between samples; outside, the sample at the border."""
     last = x.shape[dim] - 1
-    places = places.clamp(min=0)
-    base = (places // step).clamp(max=last)
+    places = places.clamp(min=0, max=last * step)
+    base = places // step
     wide = torch.promote_types(x.dtype, torch.float32)
-    part = ((places - base * step).clamp(max=step).to(wide) / step).to(x.dtype)
+    part = ((places - base * step).to(wide) / step).to(x.dtype)
+    part = part if dim == -1 else part[:, None]
     low, high = x.index_select(dim, base), x.index_select(dim, (base + 1).clamp(max=last))
-    return low + (high - low) * (part if dim == -1 else part[:, None])
+    return torch.where(part == 0, low, low * (1 - part) + high * part)  # their difference may overflow
 
 
 def _axes(conv: nn.Conv2d) -> tuple[Along, Along]:
