@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -390,6 +391,8 @@ CHANGES: dict[str, Callable[[InvariantConv2d], Any]] = {
     "another parameter": lambda layer: setattr(layer, "weight", nn.Parameter(torch.randn(4, 3, 3, 3))),
     "other data": lambda layer: setattr(layer.weight, "data", torch.randn(4, 3, 3, 3)),
     "train and a write through .data": lambda layer: (layer.train(), layer.weight.data.mul_(2), layer.eval()),
+    "a write through .data": lambda layer: layer.weight.data.mul_(2),
+    "a write through numpy": lambda layer: layer.weight.detach().numpy().__imul__(2),
     "to float64": lambda layer: layer.double(),
     "share_memory": lambda layer: (layer.share_memory(), layer.weight.detach().mul_(3)),
 }
@@ -407,15 +410,52 @@ def test_kept_kernels_follow_the_parameters(change: str) -> None:
         assert not torch.allclose(before, layer(x), atol=1e-4)
 
 
-def test_writes_that_torch_does_not_count_are_seen_after_eval() -> None:
+def test_kept_kernels_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """This also shows that the test above can fail."""
     layer, x = InvariantConv2d(3, 4, 3, angles=4).eval(), torch.randn(1, 3, 7, 7)
     with torch.no_grad():
         layer(x)
+    monkeypatch.setattr("densify.layers.invariant._same", lambda before, now: True)
     layer.weight.data.mul_(2)
     assert not seen(layer, x)
-    layer.eval()
+
+
+def test_kept_kernels_follow_a_shared_convolution() -> None:
+    """A fused optimiser steps through the convolution that the parameters come from, and leaves no gradient."""
+    conv = nn.Conv2d(3, 4, 3)
+    layer, x = InvariantConv2d.from_conv(conv).eval(), torch.randn(1, 3, 7, 7)
+    optimiser = torch.optim.AdamW(conv.parameters(), lr=0.1, fused=True)
+    with torch.no_grad():
+        layer(x)
+    conv(x).sum().backward()
+    optimiser.step()
+    optimiser.zero_grad()
     assert seen(layer, x)
+
+
+class Flickering:
+    """Another thread: what it keeps is gone at the second look."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def __get__(self, layer: Any, kind: Any) -> Any:
+        self.looks += 1
+        return None if self.looks % 2 == 0 else layer.__dict__.get("_expanded")
+
+    def __set__(self, layer: Any, value: Any) -> None:
+        layer.__dict__["_expanded"] = value
+
+
+def test_kept_kernels_of_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = InvariantConv2d(3, 4, 3, angles=4).eval(), torch.randn(1, 3, 7, 7)
+    with torch.no_grad():
+        expected = layer(x)
+        flickering = Flickering()
+        monkeypatch.setattr(InvariantConv2d, "_expanded", flickering, raising=False)
+        for _ in range(4):
+            assert layer(x).equal(expected)
+    assert flickering.looks >= 4
 
 
 def test_kernels_are_expanded_once_in_eval_mode(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -448,10 +488,28 @@ def test_kernels_kept_in_inference_mode_serve_gradients() -> None:
         assert inside(x).shape == (1, 4, 5, 5)
 
 
-def test_tensors_without_numbers_are_not_kept() -> None:
-    layer, x = InvariantConv2d(3, 4, 3, angles=4).eval().requires_grad_(False), torch.randn(1, 3, 7, 7)
+def fake(layer: InvariantConv2d, x: Tensor) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         assert layer(mode.from_tensor(x)).shape == (1, 4, 5, 5)
+
+
+WITHOUT_NUMBERS: dict[str, Callable[[InvariantConv2d, Tensor], Any]] = {
+    "fake": fake,
+    "make_fx, fake": lambda layer, x: make_fx(layer, tracing_mode="fake", _allow_non_fake_inputs=True)(x),
+    "make_fx, real": lambda layer, x: make_fx(layer)(x),
+    "grad": lambda layer, x: torch.func.grad(lambda x: layer(x).sum())(x),
+    "vmap": lambda layer, x: torch.func.vmap(layer)(x),
+    "functionalize": lambda layer, x: torch.func.functionalize(layer)(x),
+}
+
+
+@pytest.mark.parametrize("made", WITHOUT_NUMBERS)
+@pytest.mark.parametrize("frozen", [True, False])
+def test_tensors_of_a_mode_or_transform_are_not_kept(made: str, frozen: bool) -> None:
+    layer, x = InvariantConv2d(3, 4, 3, angles=4).eval().requires_grad_(not frozen), torch.randn(1, 3, 7, 7)
+    with torch.no_grad():
+        WITHOUT_NUMBERS[made](layer, x)
+    assert layer._expanded is None
     assert seen(layer, x)
 
 

@@ -13,7 +13,7 @@ output rotates. It is exact under the transformations that turn the set of copie
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,13 +36,12 @@ from densify.layers.plain import check_plain, convolution_like, plain_convolutio
 REDUCTIONS = ("max", "none")
 
 
-def _state(parameter: Tensor | None) -> tuple[object, ...]:
-    """What changes when a parameter does."""
-    return (None, None, None) if parameter is None else (parameter, parameter._version, parameter.data_ptr())
+class Kept(NamedTuple):
+    """Expanded kernels and biases, and copies of the parameters that they were made of."""
 
-
-def _same(before: tuple[object, ...], now: tuple[object, ...]) -> bool:
-    return all(a is b or (type(a) is int and a == b) for a, b in zip(before, now, strict=True))
+    weight: Tensor
+    bias: Tensor | None
+    expanded: tuple[Tensor, Tensor | None]
 
 
 class Maxout(nn.Module):
@@ -71,9 +70,9 @@ class InvariantConv2d(nn.Conv2d):
     All copies are computed by one convolution. Parameters and state_dict are those of a plain Conv2d with
     `unique_channels` kernels. With one copy (angles=1, flips="none") it is the plain convolution, bit for bit.
 
-    In eval mode the expanded kernels are kept where no gradients are recorded and the parameters have none. They are
-    made anew when the parameters were changed, replaced or moved, after a call that records gradients, and whenever the
-    mode is set. A write through `weight.data` is no change to torch: call `eval()` after it.
+    In eval mode, on the CPU, the expanded kernels are kept where no gradients are recorded, beside a copy of the
+    parameters. Every call compares the parameters with it, number by number, and makes the kernels anew after any
+    change. On other devices, which would have to be waited for, each call makes them.
 
     Args:
         in_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as for Conv2d.
@@ -125,7 +124,7 @@ class InvariantConv2d(nn.Conv2d):
         )  # fmt: skip
         self.unique_channels, self.out_channels = unique, out_channels
         self.copies, self.reduction = copies, reduction
-        self._expanded: tuple[tuple[object, ...], Tensor, Tensor | None] | None = None
+        self._expanded: Kept | None = None
         _check_geometry(self)
 
     @classmethod
@@ -159,45 +158,29 @@ class InvariantConv2d(nn.Conv2d):
         if not self._may_keep():
             if not torch.compiler.is_compiling():
                 self._expanded = None
-            return self._expand()
-        key = (*_state(weight), *_state(bias))
-        if self._expanded is None or not _same(self._expanded[0], key):
+            return self._expand(weight, bias)
+        kept = self._expanded  # another thread may replace it
+        if kept is None or not (_same(kept.weight, weight) and _same(kept.bias, bias)):
             with torch.inference_mode(False), torch.no_grad():
-                made = self._expand()
-            if type(made[0]) is not Tensor:  # tensors without numbers, of a mode that ends
-                return made
-            self._expanded = (key, *made)
-        return self._expanded[1:]
+                copied = weight.clone(), None if bias is None else bias.clone()
+                kept = self._expanded = Kept(*copied, self._expand(*copied))
+        return kept.expanded
 
-    def _expand(self) -> tuple[Tensor, Tensor | None]:
-        bias = None if self.bias is None else self.bias.repeat_interleave(len(self.copies))
-        return self.copies.expand(self.weight), bias
+    def _expand(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.copies.expand(weight), None if bias is None else bias.repeat_interleave(len(self.copies))
 
     def _may_keep(self) -> bool:
-        """Whether expanded kernels stay valid: none that belong to a graph of gradients, or to a recorded program.
-
-        Parameters with a gradient may be about to change: fused optimisers write without telling their version.
-        """
+        """Whether expanded kernels are plain numbers, which belong to no graph of gradients, program or mode."""
         if self.training or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            return False
+        if torch._C._len_torch_dispatch_stack() or torch._C._functorch.maybe_current_level() is not None:
             return False
         parameters = [self.weight] if self.bias is None else [self.weight, self.bias]
         recording = torch.is_grad_enabled()
         return all(
-            type(one) is nn.Parameter
-            and not one.is_inference()
-            and not (recording and one.requires_grad)
-            and one.grad is None
+            type(one) is nn.Parameter and one.device.type == "cpu" and not (recording and one.requires_grad)
             for one in parameters
         )
-
-    def train(self, mode: bool = True) -> InvariantConv2d:
-        self._expanded = None
-        return super().train(mode)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> InvariantConv2d:
-        self._expanded = None
-        super()._apply(fn, recurse)
-        return self
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_expanded": None}
@@ -208,7 +191,7 @@ class InvariantConv2d(nn.Conv2d):
 
     def lower(self) -> nn.Module:
         """The same function in plain layers, with weights of their own: Conv2d with all copies, then Maxout."""
-        weight, bias = (None if one is None else one.detach().clone() for one in self._expand())
+        weight, bias = (None if one is None else one.detach().clone() for one in self._expand(self.weight, self.bias))
         assert weight is not None
         conv = plain_convolution(self, weight, bias)
         if self.reduction == "none" or len(self.copies) == 1:
@@ -263,6 +246,13 @@ class InvariantConv2d(nn.Conv2d):
                 n, remedy = size[axis], size[axis] + self.stride[axis] - left
                 return f"(n + 2p - d(k-1) - 1) % s is {left} at n = {n}; n = {remedy} fits the stride"
         return None
+
+
+def _same(before: Tensor | None, now: Tensor | None) -> bool:
+    """Whether two parameters are the same numbers, of the same type."""
+    if before is None or now is None:
+        return before is now
+    return before.dtype == now.dtype and torch.equal(before, now)
 
 
 def _unique_channels(out_channels: int, copies: int, reduction: str, unique: int | None) -> int:
