@@ -77,7 +77,9 @@ class Equivariance:
 
     Attributes:
         size: height and width of the input.
-        errors: relative error per transformation; infinite where f(Tx) has another size than T f(x).
+        errors: relative error per transformation; infinite where f(Tx) has another size than T f(x),
+            or where either has a value that is not finite. A layer is measured without its bias, beside which an error
+            may vanish.
         exact: the transformations under which the layer is equivariant but for rounding.
         reasons: why the others are none of these.
         tolerance: what the errors of `exact` may be.
@@ -113,7 +115,7 @@ def tolerance_of(dtype: torch.dtype) -> float:
 
 
 def error(function: Callable[[Tensor], Tensor], x: Tensor, name: str, channels: Sequence[int] | None = None) -> float:
-    """max|f(Tx) - T f(x)| / max|T f(x)| of one transformation of the square; infinite where the sizes differ.
+    """max|f(Tx) - T f(x)| / max|T f(x)| of one transformation of the square, as `error_of` has it.
 
     Args:
         function: maps [B, C, H, W] to maps [B, K, h, w].
@@ -128,8 +130,10 @@ def error(function: Callable[[Tensor], Tensor], x: Tensor, name: str, channels: 
 
 
 def error_of(expected: Tensor, actual: Tensor) -> float:
-    """max|actual - expected| / max|expected|; infinite where the shapes differ."""
-    return difference(expected, actual)[1] if expected.shape == actual.shape else math.inf
+    """max|actual - expected| / max|expected|; infinite where the shapes differ, or where a value is not finite."""
+    if expected.shape != actual.shape or not (expected.isfinite().all() and actual.isfinite().all()):
+        return math.inf
+    return difference(expected, actual)[1]
 
 
 def equivariance(function: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, float]:

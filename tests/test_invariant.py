@@ -243,6 +243,28 @@ def test_float32_is_within_1e_6(angles: int, flips: str, channels: int) -> None:
     assert all(error > 0.01 for name, error in report.plain.items() if name != "identity")
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_layers_without_finite_numbers_hold_nothing(name: str, value: float) -> None:
+    layer = InvariantConv2d(2, 3, 3, angles=4)
+    layer.get_parameter(name).data.flatten()[0] = value
+    report = layer.check_equivariance()
+    assert not report
+    assert report.holds == ()
+    assert set(report.errors.values()) == {torch.inf}
+
+
+def test_errors_do_not_vanish_beside_the_bias() -> None:
+    layer = InvariantConv2d(2, 3, 3, angles=1, flips="paper")
+    alone = layer.check_equivariance()
+    layer.bias.data.fill_(1e8)  # type: ignore[union-attr]
+    report = layer.check_equivariance()
+    assert report
+    assert report.holds == ("identity",)
+    assert all(report.errors[name] > 0.01 for name in report.reasons)
+    assert (report.plain["identity"], report.plain["rot90"]) == (0, alone.plain["rot90"])
+
+
 # ---- against plain convolutions --------------------------------------------------------------------
 
 

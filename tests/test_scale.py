@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import densify
 from densify import ScaleInvariantConv2d
@@ -269,6 +270,31 @@ def test_equivariance_is_measured() -> None:
     layer.weight.data[:] = 0
     layer.weight.data[..., 2, 2] = 1  # copies of the image are the same at all scales, but for what resizing loses
     assert all(error < 0.1 for error in layer.check_equivariance((41, 50)).plain.values())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_layers_without_finite_numbers_hold_nothing(value: float) -> None:
+    layer = ScaleInvariantConv2d(1, 2, 3, scales=(1, 2))
+    layer.weight.data[0, 0, 1, 1] = value
+    report = layer.check_equivariance((21, 24))
+    assert not report
+    assert set(report.errors.values()) == set(report.plain.values()) == {torch.inf}
+
+
+class Derived(ScaleInvariantConv2d):
+    pass
+
+
+def test_layers_of_other_classes_are_beside_the_plain_convolution() -> None:
+    layer = ScaleInvariantConv2d(2, 3, 3, padding=1, scales=(1, 2))
+    expected = layer.check_equivariance((21, 24))
+    assert expected.plain["scale 2"] != expected.errors["scale 2"]
+    derived = Derived(2, 3, 3, padding=1, scales=(1, 2))
+    derived.load_state_dict(layer.state_dict())
+    assert derived.check_equivariance((21, 24)) == expected
+    found = weight_norm(layer).check_equivariance((21, 24))
+    assert found.plain == pytest.approx(expected.plain, rel=1e-4)
+    assert found.errors == pytest.approx(expected.errors, rel=1e-4)
 
 
 def test_chosen_layers_behind_it_have_a_dense_form() -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -125,7 +126,8 @@ class ScaleInvariantConv2d(nn.Conv2d):
         """Measure how much of a smooth random image's maps is the same when the image is resized by one of the scales.
 
         Nothing but the identity is exact. The errors are root mean squares over the inner half of the map, relative to
-        that of the map less its mean, beside those of the plain convolution with the same weights.
+        that of the map less its mean, beside those of the plain convolution with the same weights. The report is true
+        where the layer's maps are finite and the same in two runs; it promises nothing of the scales.
 
         Args:
             size: height and width of the image at scale 1.
@@ -133,9 +135,10 @@ class ScaleInvariantConv2d(nn.Conv2d):
         """
         limit = tolerance_of(self.weight.dtype) if tolerance is None else tolerance
         ratios = {"identity": Fraction(1), **{f"scale {float(s):g}": s for s in self.fractions if s != 1}}
+        plain_forward = partial(nn.Conv2d.forward, self)
         with torch.no_grad():
             errors = {name: _error(self, ratio, size, self) for name, ratio in ratios.items()}
-            plain = {name: _error(super(type(self), self).forward, ratio, size, self) for name, ratio in ratios.items()}
+            plain = {name: _error(plain_forward, ratio, size, self) for name, ratio in ratios.items()}
         reasons = {name: _INSIDE for name in ratios if name != "identity"}
         return Equivariance(size, errors, ("identity",), reasons, limit, plain)
 
@@ -267,8 +270,14 @@ def _error(function: Callable[[Tensor], Tensor], ratio: Fraction, size: tuple[in
         moved, _ = restored(moved, dim, ratio, along, n)
         middle = slice(maps.shape[dim] // 4, maps.shape[dim] - maps.shape[dim] // 4)
         maps, moved = (one.transpose(dim, 0)[middle].transpose(dim, 0) for one in (maps, moved))
-    scale = float((maps - maps.mean((-2, -1), keepdim=True)).double().square().mean())
-    return math.sqrt(float((moved - maps).double().square().mean()) / scale) if scale else math.inf
+    maps, moved = maps.double(), moved.double()
+    scale = float((maps - maps.mean((-2, -1), keepdim=True)).square().mean())
+    squared = float((moved - maps).square().mean())
+    if not (math.isfinite(scale) and math.isfinite(squared)):
+        return math.inf
+    if squared == 0:
+        return 0.0
+    return math.sqrt(squared / scale) if scale else math.inf
 
 
 def _image(conv: nn.Conv2d, size: tuple[int, int], scale: Fraction) -> Tensor:
