@@ -60,6 +60,16 @@ class Terminated(nn.Module):
         return x
 
 
+class Fixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, 2, 1)
+        self.fc = nn.Linear(48, 3)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).flatten(1))
+
+
 def broken():
     raise ValueError("no luck")
 
@@ -285,6 +295,25 @@ def test_a_wrong_reference_size(size: str, out: Path) -> None:
     assert made.status in (2, 3)
     refused(made, made.status, out=out)
     assert "This is a bug" not in made.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [["plan"], ["inspect"], ["convert", "--init", "random", "--head-only", "--dry-run"]]
+)
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ("1,48,40", ["takes 48 numbers", "make 960 of", "--input-size", "(1, 1, 48, 40)"]),
+        ("48,40", ["channels,height,width", "--input-size", "(1, 48, 40)"]),
+        ("3,12,8", ["to have 1 channels", "--input-size"]),
+    ],
+)
+def test_every_command_tells_why_a_model_does_not_run_at_a_size(
+    command: list[str], size: str, words: Sequence[str], nets: Path
+) -> None:
+    made = densify(*command, f"{nets}:Fixed", "--input-size", size, "-q")
+    refused(made, 3, *words, "nets.py:")
+    assert densify(*command, f"{nets}:Fixed", "--input-size", "1,12,8", "-q").status == 0
 
 
 # ---- samples -------------------------------------------------------------------------------------

@@ -156,15 +156,24 @@ class Surveyed:
     def __call__(self, look: Callable[[nn.Module, tuple[int, ...]], Seen]) -> Seen:
         """What `look` sees in the model without its numbers, at its reference size (C, spatial ...).
 
-        The numbers of a file are read where the model cannot be understood without; errors as those of `look`.
+        The numbers of a file are read where the model cannot be understood without. A reference has none: random ones
+        tell whether the model runs on the example at all.
+
+        Raises:
+            BlankError: the model of a reference looks at values.
+            DensifyError: as `look`.
         """
         try:
             return look(*self.model())
         except BlankError:
-            if not is_file(self.asked.model):
-                raise
-            self.voice.say(f"reading {self.asked.model}: the model looks at values")
-            return look(*self.model(numbers=True))
+            if is_file(self.asked.model):
+                self.voice.say(f"reading {self.asked.model}: the model looks at values")
+                return look(*self.model(numbers=True))
+        look(*self.model(numbers=True))
+        raise BlankError(
+            f"cannot trace {self.asked.model} without its weights: its program looks at values. "
+            "densify convert --dry-run with --weights FILE shows the plan"
+        )
 
     def model(self, *, numbers: bool = False) -> tuple[nn.Module, tuple[int, ...]]:
         """The model and its reference size; with `numbers` its own, or random ones for a reference."""

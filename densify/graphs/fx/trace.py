@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import linecache
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,13 @@ from torch import Tensor, fx, nn
 from densify.errors import BlankError, ConversionError
 from densify.graphs.fx.guards import OWN
 from densify.graphs.fx.tracer import ExampleTracer
+
+_CONVOLUTIONS: dict[int, tuple[type[nn.Module], ...]] = {
+    1: (nn.Conv1d, nn.ConvTranspose1d),
+    2: (nn.Conv2d, nn.ConvTranspose2d),
+    3: (nn.Conv3d, nn.ConvTranspose3d),
+}
+_FORMS = {1: "channels,length", 2: "channels,height,width", 3: "channels,depth,height,width"}
 
 
 def same_tensors(model: nn.Module, convert: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
@@ -133,4 +141,19 @@ def _explain(error: Exception, model: nn.Module, example: Tensor) -> str:
     if isinstance(error, ConversionError):
         return f"{error}{at}."
     message = str(error).strip().split("\n")[0] or f"{type(error).__name__} ({line})"
-    return f"{message}{at}, with an example of shape {tuple(example.shape)}. Does the model run on this example?"
+    return f"{message}{at}, with an example of shape {tuple(example.shape)}. {_remedy(message, model, example)}"
+
+
+def _remedy(message: str, model: nn.Module, example: Tensor) -> str:
+    """What to try after a model did not run on the example."""
+    axes = {n for n, layers in _CONVOLUTIONS.items() if any(isinstance(m, layers) for m in model.modules())}
+    if axes and example.ndim - 2 not in axes:
+        form = " or ".join(_FORMS[n] for n in sorted(axes))
+        return f"Its size has to be {form} (--input-size)."
+    if product := re.search(r"\(\d+x(\d+) and (\d+)x\d+\)", message):
+        made, taken = product.groups()
+        return (
+            f"A linear layer takes {taken} numbers, and the layers before it make {made} of this example: give the "
+            "size that the model was trained for (--input-size)."
+        )
+    return "Does the model run on this example? If not, give another size (--input-size)."
