@@ -219,7 +219,7 @@ def test_the_way_back_from_every_format(dense: dict[str, Path], tmp_path: Path, 
 
 def test_inverse_says_what_changed_and_by_how_much(tuned: Path, tmp_path: Path) -> None:
     out = tmp_path / "back.safetensors"
-    names = densify("inverse", tuned, "--trust-code", "--json").document["changed"]
+    names = densify("inverse", tuned, "--trust-code", "--dry-run", "--json").document["changed"]
     assert [change["name"] for change in names] == ["conv1.weight", "fc2.bias"]
     assert all(change["largest"] is None for change in names)
     back = densify("inverse", tuned, "--trust-code", "--weights", WEIGHTS, "-o", out, "--json")
@@ -228,13 +228,13 @@ def test_inverse_says_what_changed_and_by_how_much(tuned: Path, tmp_path: Path) 
     assert by_name["fc2.bias"]["largest"] == pytest.approx(0.25)
     assert by_name["conv1.weight"]["relative"] == pytest.approx(0.5)
     digit_class().load_state_dict(load_file(out), strict=True)
-    shown = densify("inverse", tuned, "--trust-code", "--weights", WEIGHTS)
+    shown = densify("inverse", tuned, "--trust-code", "--weights", WEIGHTS, "--dry-run")
     assert "2 of 22 tensors changed" in shown.stdout
     assert "fc2.bias" in shown.stdout
 
 
 def test_inverse_refuses_another_source(dense: dict[str, Path], tuned: Path) -> None:
-    failed = densify("inverse", dense[".pth"], "--trust-code", "--weights", tuned)
+    failed = densify("inverse", dense[".pth"], "--trust-code", "--weights", tuned, "--dry-run")
     assert failed.status == 3
     assert "not what the network was converted from" in failed.stderr
 
@@ -249,7 +249,7 @@ def test_inverse_to_onnx_runs_the_original_architecture(dense: dict[str, Path], 
     alone = densify("verify", out, "--trust-code", "--json")
     assert alone.status == 0
     assert {check["law"] for check in alone.document["checks"]} == {"onnx"}
-    again = densify("inverse", out, "--trust-code")
+    again = densify("inverse", out, "--trust-code", "--dry-run")
     assert again.status == 2
     assert "original architecture already" in again.stderr
 

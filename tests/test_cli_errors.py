@@ -263,9 +263,9 @@ def test_inverse_and_verify_want_files_of_densify(out: Path) -> None:
 
 
 def test_a_factory_runs_only_when_it_is_trusted(dense: Path, out: Path) -> None:
-    for command in ("inverse", "verify", "inspect"):
-        refused(densify(command, dense, "-q"), 4, "--trust-code", "--model", out=out)
-        assert densify(command, dense, "--model", DIGITS, "-q").status == 0
+    for command in (["inverse", "--dry-run"], ["verify"], ["inspect"]):
+        refused(densify(*command, dense, "-q"), 4, "--trust-code", "--model", out=out)
+        assert densify(*command, dense, "--model", DIGITS, "-q").status == 0
 
 
 # ---- models --------------------------------------------------------------------------------------
@@ -371,8 +371,9 @@ def test_an_output_that_cannot_be_written_is_told_before_any_work(name: str, wor
     refused(made, 2, target.name, *words, out=out)
 
 
-def test_convert_wants_an_output() -> None:
-    refused(densify(*CONVERT), 2, "-o FILE", "--dry-run")
+@pytest.mark.parametrize("command", [CONVERT, ("inverse", "dense.safetensors"), ("inverse", "dense.onnx")])
+def test_what_writes_wants_an_output(command: Sequence[str]) -> None:
+    refused(densify(*command), 2, "-o FILE", "--dry-run")
 
 
 # ---- interruptions and bugs ----------------------------------------------------------------------

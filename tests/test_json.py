@@ -95,7 +95,7 @@ FAILURES: dict[str, tuple[tuple[object, ...], str, int]] = {
     "a value of no kind": (("plan", DIGITS, "--padding", "most"), "usage", 2),
     "no such layer": (("plan", DIGITS, "--start", "pol2"), "usage", 2),
     "no such file": (("verify", "missing.pth"), "usage", 2),
-    "no checkpoint of densify": (("inverse", WEIGHTS), "checkpoint", 3),
+    "no checkpoint of densify": (("inverse", WEIGHTS, "--dry-run"), "checkpoint", 3),
     "an op without meaning": (("plan", "NETS:Unsupported", "--output-stride", 1), "refused", 3),
     "a factory that fails": (("plan", "NETS:broken"), "conversion", 3),
     "code that nobody trusts": (("verify", "DENSE"), "unsafe", 4),
@@ -196,7 +196,8 @@ def test_a_key_more_or_less_is_seen(folder: Path) -> None:
     open_keys = {("lattices",), ("merged",), ("positions",), ("original", "outputs")}  # by names of outputs
     optional = {"kernel", "stride", "dilation", "padding", "samples", "measured"}
     for words in (("convert", DIGITS, "--weights", WEIGHTS, "--start", "pool3", "--dry-run"), ("plan", DIGITS),
-                  ("inspect", DIGITS), ("inverse", folder / "dense.pth", "--trust-code"), ("plan",)):  # fmt: skip
+                  ("inspect", DIGITS), ("plan",),
+                  ("inverse", folder / "dense.pth", "--trust-code", "--dry-run")):  # fmt: skip
         document = densify(*words, "--json").document
         for path in paths(document):
             if path in open_keys:

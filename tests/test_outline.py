@@ -77,7 +77,7 @@ def test_files_of_torch_networks(folder: Path, name: str, unread: None) -> None:
         assert made.status == 0, made.stderr
         of_code = densify(words[0], DIGITS, *words[1:], "--json", "-q")
         assert made.document | {"model": ""} == of_code.document | {"model": ""}
-    made = densify("inverse", folder / name, "--trust-code", "-q")  # the trap works
+    made = densify("inverse", folder / name, "--trust-code", "--dry-run", "-q")  # the trap works
     assert made.status == 3
     assert "numbers were read" in made.stderr
 

@@ -51,7 +51,7 @@ def test_nothing_is_lost_on_narrow_terminals(
         (("plan", "torchvision:fcn_resnet50", "--input-size", "3,64,64"), show_offers),
         (("plan", DIGITS, "--start", "pool2"), show_plan),
         (("verify", dense, *weak), show_report),
-        (("inverse", dense, *weak), show_inverse),
+        (("inverse", dense, *weak, "--dry-run"), show_inverse),
         (("convert", DIGITS, "--weights", WEIGHTS, "--start", "pool3", "--dry-run"), show_conversion),
         (("compare", dense, SCENE, "--trust-code", "-o", tmp_path / "picture.png"), show_comparison),
     ):
@@ -233,7 +233,7 @@ def test_quiet_and_verbose_mean_the_same_everywhere(
     picture, page = tmp_path / "a.png", tmp_path / "a.html"
     for words in (
         ("inspect", DIGITS), ("plan", DIGITS), ("plan", DIGITS, "--output-stride", 1),
-        ("verify", dense, "--trust-code"), ("inverse", dense, "--trust-code"), (*CONVERT, "--dry-run"),
+        ("verify", dense, "--trust-code"), ("inverse", dense, "--trust-code", "--dry-run"), (*CONVERT, "--dry-run"),
         ("compare", dense, SCENE, "--trust-code", "-o", picture, "--overwrite"),
         ("report", dense, "--trust-code", "--sample", SCENE, "-o", page, "--overwrite"),
     ):  # fmt: skip

@@ -11,7 +11,6 @@ import typer
 
 from densify.cli import options as o
 from densify.cli.running import command, emit
-from densify.errors import UsageError
 from densify.files import check_writable
 
 if TYPE_CHECKING:
@@ -67,8 +66,7 @@ def convert(
     Example: densify convert torchvision:vgg16 --pretrained --start features.23 -o dense.onnx
     """
     outputs = list(output or ())
-    if not outputs and not dry_run:
-        raise UsageError("no output: name one with -o FILE (.safetensors, .pth or .onnx), or try with --dry-run")
+    o.check_has_output(outputs, dry_run=dry_run)
     check_writable(outputs, overwrite)
     o.check_has_onnx(outputs, static=static, half=half)
     o.check_inputs_stay(outputs, weights, Path(model), like)

@@ -26,6 +26,7 @@ _FileArgument = Annotated[
 _SourceOption = Annotated[
     Path | None, o.option(o.MODEL, "--weights SOURCE", "What was converted: tells by how much parameters changed.")
 ]
+_DryRunOption = Annotated[bool, o.option(o.OUTPUT, "--dry-run", "Check all, and write nothing.")]
 
 
 @command
@@ -47,7 +48,7 @@ def inverse(
     half: o.HalfOption = False,
     keep_failed: o.KeepFailedOption = False,
     overwrite: o.OverwriteOption = False,
-    dry_run: o.DryRunOption = False,
+    dry_run: _DryRunOption = False,
     json: o.JsonOption = False,
     verbose: o.VerboseOption = False,
     quiet: o.QuietOption = False,
@@ -60,6 +61,7 @@ def inverse(
     Example: densify inverse finetuned.safetensors --weights vgg16.pth -o fast.safetensors
     """
     outputs = list(output or ())
+    o.check_has_output(outputs, dry_run=dry_run)
     check_writable(outputs, overwrite)
     o.check_has_onnx(outputs, static=static, half=half)
     o.check_inputs_stay(outputs, Path(dense), weights)

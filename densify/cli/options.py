@@ -349,6 +349,16 @@ def check_inputs_stay(outputs: Sequence[Path], *inputs: Path | None) -> None:
             raise UsageError(f"{path}: this is what the command reads; give the output another name")
 
 
+def check_has_output(outputs: Sequence[Path], *, dry_run: bool) -> None:
+    """Refuse to work for nothing.
+
+    Raises:
+        UsageError: no output, and no dry run either.
+    """
+    if not outputs and not dry_run:
+        raise UsageError("no output: name one with -o FILE (.safetensors, .pth or .onnx), or try with --dry-run")
+
+
 def check_has_onnx(outputs: Sequence[Path], **flags: bool) -> None:
     """Refuse flags that are about ONNX files where none is written.
 
