@@ -252,6 +252,22 @@ def test_a_file_of_one_size_is_opened(tmp_path: Path) -> None:
     assert refused.status == 2
     assert "takes images of 3x20x18 alone, not of 3x41x37. --any-size" in refused.stderr
     assert densify("plan", patches, "--any-size", "--output-stride", "1").status == 0
+    told = "takes images of 20x18 alone; --any-size"
+    assert told in densify("plan", patches, "--output-stride", "1").stderr
+    assert told not in densify("plan", patches, "--any-size", "--output-stride", "1").stderr
+    np.save(tmp_path / "large.npy", integers(1, 3, 41, 37))
+    sample = ("--sample", tmp_path / "large.npy")
+    refused = densify("convert", patches, *sample, *choice)
+    assert refused.status == 2
+    assert "large.npy: the network takes no input of [1, 3, 41, 37]; give samples of 20x18, or" in refused.stderr
+    assert "or convert the model with --any-size" in refused.stderr
+    fixed = tmp_path / "fixed.onnx"
+    assert densify("convert", patches, "--output-stride", "1", "-o", fixed).status == 0
+    for command in (["verify", fixed], ["verify", patches, patches], ["inverse", fixed, "--dry-run"]):
+        assert densify(*command, *sample).status == 2
+    made = densify("convert", patches, "--any-size", *sample, *choice)
+    assert made.status == 0, made.stderr
+    (tmp_path / "dense.onnx").unlink()
     made = densify("convert", patches, "--any-size", *choice)
     assert made.status == 0, made.stderr
     assert len({check["input"] for check in made.document["checks"]}) > 3

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,8 +18,9 @@ from densify.cli.like import fitting
 from densify.cli.options import Run, Voice
 from densify.cli.running import emit
 from densify.comparison import Tolerance
-from densify.errors import UsageError
+from densify.errors import ConversionError, UsageError
 from densify.files import write_all
+from densify.graphs.onnx.image import spatial_dims
 from densify.onnx.conversion import (
     DenseOnnx,
     OnnxConversion,
@@ -109,6 +111,8 @@ def convert(
     source = OnnxModel.load(text)
     if any_size:
         source, size = _opened_size(source, size)
+    elif not static:
+        _tell_fixed(source, voice)
     if source.recipe is not None and source.recipe.kind == "dense":
         raise UsageError(f"{text}: is dense already; convert its original (densify inverse {shlex.quote(text)} -o ...)")
     origin = origin_of(source)
@@ -127,7 +131,8 @@ def convert(
         voice.say(f"opset {source.opset} -> {dense.opset}: {why}")
     samples = inputs(run, dense)
     voice.say(f"verifying on {', '.join(sample.name for sample in samples)}")
-    report = verify_onnx_laws(None, dense, samples, rtol=run.rtol, atol=run.atol)
+    with _legal_samples(source, samples, run, dense):
+        report = verify_onnx_laws(None, dense, samples, rtol=run.rtol, atol=run.atol)
     if half:
         voice.say("verifying in float16")
         single, dense = dense, build_for(source, options, origin, target, opset=opset, static=static, half=True)
@@ -164,7 +169,8 @@ def inverse(
     recipe, changed = dense.recipe, _changes(dense, source)
     samples = inputs(run, dense)
     voice.say(f"verifying on {', '.join(sample.name for sample in samples)}")
-    report = verify_onnx_laws(None, dense, samples, rtol=run.rtol, atol=run.atol)
+    with _legal_samples(dense.source, samples, run, dense):
+        report = verify_onnx_laws(None, dense, samples, rtol=run.rtol, atol=run.atol)
     written: Sequence[Path] = ()
     if report or keep_failed:
         graph = dense.source.base.copy()
@@ -194,10 +200,12 @@ def verify(texts: Sequence[str], size: Sequence[int] | None, run: Run, voice: Vo
         samples = inputs(run, dense[0])
         original = as_precise(plain[0], dense[0], voice) if plain else None
         voice.say(f"verifying on {', '.join(sample.name for sample in samples)}")
-        report = verify_onnx_laws(original, dense[0], samples, rtol=run.rtol, atol=run.atol)
+        with _legal_samples(dense[0].source, samples, run, dense[0]):
+            report = verify_onnx_laws(original, dense[0], samples, rtol=run.rtol, atol=run.atol)
     elif len(plain) == 2:
         samples = _inputs_of(run, plain[0], reference_shape(plain[0], size), None, None)
-        report = same_outputs(plain[0], plain[1], samples, rtol=run.rtol, atol=run.atol)
+        with _legal_samples(plain[0], samples, run, None):
+            report = same_outputs(plain[0], plain[1], samples, rtol=run.rtol, atol=run.atol)
     else:
         raise UsageError(f"{texts[0]}: is an original; name the dense file, or another original, to compare with")
     from densify.display import show_report
@@ -236,6 +244,8 @@ def plan(
     asked, wanted = size, size or known
     if any_size:
         source, wanted = _opened_size(source, wanted)
+    else:
+        _tell_fixed(source, voice)
     from densify.display import show_plan
 
     if choice is None:
@@ -260,6 +270,39 @@ def plan(
 def _opened_size(source: OnnxModel, size: Sequence[int] | None) -> tuple[OnnxModel, Sequence[int]]:
     """A graph for images of any size, and its reference size: by default the one that it was declared for."""
     return source.any_size(), size or reference_shape(source, None)[1:]
+
+
+def _one_size(source: OnnxModel) -> str:
+    """The size of the images that a graph is declared to take alone, such as "20x18"; empty where it takes others."""
+    declared = source.declared()
+    sizes = [declared[dim] for dim in spatial_dims(source.graph)[2:]] if declared else [None]
+    return "" if None in sizes else "x".join(map(str, sizes))
+
+
+def _tell_fixed(source: OnnxModel, voice: Voice) -> None:
+    if size := _one_size(source):
+        voice.say(f"{source.name}: takes images of {size} alone; --any-size takes it for images of any size")
+
+
+@contextmanager
+def _legal_samples(source: OnnxModel, samples: Sequence[Sample], run: Run, dense: DenseOnnx | None) -> Iterator[None]:
+    """Where a graph fails on a sample that the user gave, say on which.
+
+    Raises:
+        UsageError: naming it, and the size to give.
+    """
+    try:
+        yield
+    except ConversionError as error:
+        for sample in samples if run.samples else ():
+            if not legal(source, sample.tensor.shape, dense):
+                sizes = _one_size(source)
+                remedy = f"give samples of {sizes or 'sizes that it takes, such as the reference size'}"
+                remedy += ", or convert the model with --any-size" if sizes else ""
+                raise UsageError(
+                    f"{sample.name}: the network takes no input of {list(sample.tensor.shape)}; {remedy}"
+                ) from error
+        raise
 
 
 def _typed(text: str, size: Sequence[int] | None) -> str:
