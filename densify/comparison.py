@@ -224,6 +224,40 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def taking(samples: Sequence[Sample], *networks: Callable[[Tensor], Any]) -> Iterator[None]:
+    """Where something fails since a network cannot take a sample, say which, and why.
+
+    Args:
+        networks: in eval mode.
+
+    Raises:
+        UsageError: one of them fails on one of the samples.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        for sample in samples:
+            for network in networks:
+                reason = refusal(network, sample)
+                if reason is not None:
+                    raise UsageError(
+                        f"{sample.name}: the network takes no input of {list(sample.tensor.shape)} ({reason}); give "
+                        "samples of a size and dtype that it takes, such as the reference size (--input-size, in "
+                        "Python the example's)"
+                    ) from error
+        raise
+
+
+def refusal(network: Callable[[Tensor], Any], sample: Sample) -> str | None:
+    """Why a network in eval mode cannot take a sample; None where it can."""
+    try:
+        network(sample.tensor)
+    except (RuntimeError, ValueError) as error:
+        return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return None
+
+
 def compare(
     expected: Callable[[Tensor], Any],
     actual: Callable[[Tensor], Any],

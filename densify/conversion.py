@@ -260,7 +260,12 @@ def shape_of(example: Example) -> tuple[int, ...]:
     Raises:
         UsageError: it is not a batch of images.
     """
-    shape = tuple(example.shape) if isinstance(example, Tensor) else tuple(example)
+    shape = example.shape if isinstance(example, Tensor) else example
+    if not isinstance(shape, Sequence) or not all(isinstance(size, int) for size in shape):
+        raise UsageError(
+            f"the example is of type {type(example).__name__}: give a tensor, or its shape, such as (1, 3, 224, 224)."
+        )
+    shape = tuple(shape)
     if len(shape) not in (3, 4, 5) or any(size < 1 for size in shape):
         raise UsageError(f"the example's shape is {shape}: give [batch, channels, *spatial] with 1 to 3 spatial axes.")
     return shape

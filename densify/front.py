@@ -29,7 +29,7 @@ from densify.onnx.verification import verify_onnx_laws
 from densify.onnx.writing import export_graph, save_graph
 from densify.plans import Plan, Survey
 from densify.recipe import Recipe
-from densify.samples import Sample
+from densify.samples import Sample, named_inputs
 
 File = str | Path | OnnxModel
 
@@ -149,7 +149,7 @@ def inverse(dense: Dense | DenseOnnx | File, *, share: bool = False) -> nn.Modul
 def verify(
     model: nn.Module | File | None,
     dense: Dense | DenseOnnx,
-    inputs: Tensor | Sequence[Tensor | Sample],
+    inputs: Tensor | Sequence[Tensor | Sample] = (),
     *,
     rtol: float | None = None,
     atol: float = 0.0,
@@ -169,7 +169,7 @@ def verify(
         is not what that law says.
 
     Raises:
-        UsageError: networks of different kinds or dtypes, or no input.
+        UsageError: networks of different kinds or dtypes, no input, or one that the network cannot take.
     """
     if not isinstance(dense, DenseOnnx):
         if model is not None and not isinstance(model, nn.Module):
@@ -177,8 +177,7 @@ def verify(
         return verification.verify(model, dense, inputs, rtol=rtol, atol=atol)
     if isinstance(model, nn.Module):
         raise UsageError("a dense ONNX graph is compared with an ONNX file: give its original, or None.")
-    given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    samples = [one if isinstance(one, Sample) else Sample(f"input {i}", one) for i, one in enumerate(given)]
+    samples = named_inputs(inputs, dense.options.shape)
     return verify_onnx_laws(None if model is None else _opened(model), dense, samples, rtol=rtol, atol=atol)
 
 
@@ -257,8 +256,21 @@ def load_onnx(path: str | Path) -> DenseOnnx | OnnxModel:
     return opened(file) if file.is_dense else file
 
 
-def _opened(file: File) -> OnnxModel:
-    return file if isinstance(file, OnnxModel) else OnnxModel.load(file)
+def _opened(file: object) -> OnnxModel:
+    """
+    Raises:
+        UsageError: what is neither a torch model nor an ONNX file.
+    """
+    if isinstance(file, OnnxModel):
+        return file
+    if isinstance(file, str | Path):
+        return OnnxModel.load(file)
+    if isinstance(file, type) and issubclass(file, nn.Module):
+        raise UsageError(f"{file.__name__} is a class: give an object of it, such as {file.__name__}().")
+    raise UsageError(
+        f"this is no network, but of type {type(file).__name__}: give a torch module, or an ONNX file, by its "
+        "path or as an OnnxModel."
+    )
 
 
 def _size(example: Example | None) -> tuple[int, ...] | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 import torch
@@ -33,6 +33,32 @@ class Sample:
 
     name: str
     tensor: Tensor
+
+
+def named_inputs(inputs: object, shape: Sequence[int]) -> list[Sample]:
+    """Tensors, one or several, as samples: those without a name are "input 0", "input 1" and so on.
+
+    Args:
+        inputs: tensors or samples, or one tensor.
+        shape: [B, C, *spatial] of the network's example; C and the number of axes are used.
+
+    Raises:
+        UsageError: none at all, an empty one, what is no tensor, or one that is no batch of such images.
+    """
+    several = isinstance(inputs, Iterable) and not isinstance(inputs, Tensor | np.ndarray)
+    given: list[object] = list(inputs) if isinstance(inputs, Iterable) and several else [inputs]
+    wanted = f"give tensors [B, {', '.join(map(str, shape[1:]))}], of other sizes too where the network takes them"
+    if not given:
+        raise UsageError(f"there is no input: {wanted}.")
+    made = [one if isinstance(one, Sample) else Sample(f"input {i}", cast(Tensor, one)) for i, one in enumerate(given)]
+    for name, x in cast(list[tuple[str, object]], [(sample.name, sample.tensor) for sample in made]):
+        if not isinstance(x, Tensor):
+            hint = "torch.from_numpy makes a tensor of it; " if isinstance(x, np.ndarray) else ""
+            raise UsageError(f"{name}: this is no tensor, but of type {type(x).__name__}. {hint}{wanted}.")
+        if x.dim() != len(shape) or x.shape[1] != shape[1] or not x.numel():
+            why = "it is empty" if not x.numel() else f"the network was converted for {list(shape)}"
+            raise UsageError(f"{name}: its shape is {list(x.shape)}, and {why}: {wanted}.")
+    return made
 
 
 def read_samples(

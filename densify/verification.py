@@ -23,6 +23,7 @@ from densify.comparison import (
     difference,
     evaluating,
     named_outputs,
+    taking,
 )
 from densify.conversion import Dense, build, inverse
 from densify.errors import UsageError
@@ -33,7 +34,7 @@ from densify.merge_laws import Merges, has_merges
 from densify.originals import REFERENCE, Reference, rounding
 from densify.parts import DenseLayers, DenseParts
 from densify.planning import at_sizes
-from densify.samples import Sample
+from densify.samples import Sample, named_inputs
 from densify.sampling import check_grid, check_size
 from densify.steps import advancing
 
@@ -41,7 +42,7 @@ from densify.steps import advancing
 def verify(
     model: nn.Module | None,
     dense: Dense,
-    inputs: Tensor | Sequence[Tensor | Sample],
+    inputs: Tensor | Sequence[Tensor | Sample] = (),
     *,
     rtol: float | None = None,
     atol: float = 0.0,
@@ -65,6 +66,9 @@ def verify(
     Returns:
         A report that is true when every law that applies holds. Where one fails, it names the first layer whose result
         is not what that law says.
+
+    Raises:
+        UsageError: networks of different kinds or dtypes, no input, or one that the network cannot take.
     """
     if not isinstance(dense, Dense):
         raise UsageError(f"verify checks a dense network against its original; this is a {type(dense).__name__}.")
@@ -75,29 +79,27 @@ def verify(
         raise UsageError(
             f"the original and the dense network compute in {have}: bring both to one (.to(dtype), --dtype)."
         )
-    samples = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    if not samples or any((s.tensor if isinstance(s, Sample) else s).numel() == 0 for s in samples):
-        raise UsageError("verify needs at least one input, and none that is empty.")
+    samples = named_inputs(inputs, dense.options.shape)
     tolerance = Tolerance(rtol, atol)
     probe = dense.with_head("dense") if dense.options.head == "average" else dense
     checks = [_weights(original, dense)]
     with evaluating(original, dense, probe):
         reference = Reference(original, probe)
-        images: dict[str, Tensor] = {}
         merges = Merges(DenseParts(original, probe)) if has_merges(probe.plan) else None
         other = _other_form(probe)
         checks += reference.check(tolerance)
-        for index, sample in enumerate(advancing("verifying", samples)):
-            name, x = (sample.name, sample.tensor) if isinstance(sample, Sample) else (f"input {index}", sample)
-            checks += _grid(reference, probe, x, name, tolerance)
-            checks += _phases(reference, probe, other, x, name, tolerance)
-            checks += merges.check(x, name, tolerance) if merges is not None else []
-            images[name] = x
-            if probe is not dense:
-                checks += _averages(dense, probe, x, name, tolerance)
+        with taking(samples, reference, dense):
+            for sample in advancing("verifying", samples):
+                name, x = sample.name, sample.tensor
+                checks += _grid(reference, probe, x, name, tolerance)
+                checks += _phases(reference, probe, other, x, name, tolerance)
+                checks += merges.check(x, name, tolerance) if merges is not None else []
+                if probe is not dense:
+                    checks += _averages(dense, probe, x, name, tolerance)
         report = Report(tuple(checks))
         if report:
             return report
+        images = {sample.name: sample.tensor for sample in samples}
         images |= {} if reference.direct else {REFERENCE: reference.image}
         return located(report, DenseLayers(reference, probe, merges), images, tolerance)
 

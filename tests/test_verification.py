@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small import Residual, fixed_window, images, seeded
 from torch import Tensor, nn
 
 import densify
-from densify.comparison import Judge, Tolerance, difference
+from densify.comparison import Judge, Tolerance, difference, taking
+from densify.errors import UsageError
 from densify.samples import Sample
 
 X = images(33, 47)
@@ -120,6 +123,56 @@ def test_modes_are_left_as_they_were() -> None:
     assert model.training
     assert dense.training
     assert not dense.get_submodule("norm").training
+
+
+class Deep(nn.Sequential):
+    """Takes no image below 40 x 40."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 5, stride=2), nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.Conv2d(4, 2, 9))
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "no input": ((), r"there is no input: give tensors \[B, 3, 60, 52\]"),
+    "no tensor": (None, "no tensor, but of type NoneType"),
+    "an array": (np.zeros((1, 3, 60, 52)), r"of type ndarray. torch.from_numpy"),
+    "an array among tensors": ([torch.zeros(1, 3, 60, 52), np.zeros(1)], "input 1: this is no tensor"),
+    "no batch": (torch.zeros(3, 60, 52), r"input 0: its shape is \[3, 60, 52\], and .* for \[1, 3, 60, 52\]"),
+    "other channels": (torch.zeros(1, 4, 60, 52), r"converted for \[1, 3, 60, 52\]"),
+    "an empty one": (torch.zeros(0, 3, 60, 52), "it is empty"),
+    "too small": (
+        [torch.zeros(1, 3, 60, 52), Sample("tiny", torch.zeros(1, 3, 20, 20))],
+        "tiny: .* no input of .*Kerne",
+    ),
+    "another dtype": (torch.zeros(1, 3, 60, 52).double(), "no input of .* a size and dtype that it takes"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_inputs_that_the_network_cannot_take(what: str) -> None:
+    given, said = WRONG[what]
+    model = Deep().eval()
+    dense = densify.convert(model, (1, 3, 60, 52), start="2")
+    with pytest.raises(UsageError, match=said):
+        densify.verify(model, dense, given)
+
+
+def test_what_is_no_network() -> None:
+    with pytest.raises(UsageError, match=r"Deep is a class: give an object of it, such as Deep\(\)"):
+        densify.convert(Deep, (1, 3, 60, 52), start="2")  # type: ignore[call-overload]
+    with pytest.raises(UsageError, match="no network, but of type int"):
+        densify.plan(3)  # type: ignore[arg-type]
+    others: list[Any] = [3, np.zeros((1, 3, 60, 52)), "1,3,60,52"]
+    for example in others:
+        with pytest.raises(UsageError, match="give a tensor, or its shape"):
+            densify.convert(Deep(), example, start="2")
+
+
+def test_errors_of_other_origin_are_not_laid_on_the_inputs() -> None:
+    model = Deep().eval()
+    dense = densify.convert(model, (1, 3, 60, 52), start="2")
+    with pytest.raises(RuntimeError, match="own"), taking([Sample("x", torch.zeros(1, 3, 60, 52))], model, dense):
+        raise RuntimeError("own")
 
 
 def test_samples_keep_their_names_in_the_report() -> None:

@@ -18,7 +18,7 @@ from densify.cli.memory import page_out
 from densify.cli.models import dtype_of, moved
 from densify.cli.options import Run, Voice
 from densify.cli.sizes import Sizes
-from densify.comparison import Report, Tolerance, compare, evaluating
+from densify.comparison import Report, Tolerance, compare, evaluating, refusal, taking
 from densify.conversion import Dense
 from densify.errors import DensifyError, UsageError, VerificationError
 from densify.exporting import write_network
@@ -59,15 +59,14 @@ def check_laws(original: nn.Module | None, dense: Dense, samples: Sequence[Sampl
     voice.say(f"verifying on {', '.join(sample.name for sample in samples)}")
     other = None if original is None else moved(original, run)
     network, given = moved(dense, run), placed(samples, run)
-    with _legal_samples(network, given, run):
-        return verify(other, network, given, rtol=run.rtol, atol=run.atol)
+    return verify(other, network, given, rtol=run.rtol, atol=run.atol)
 
 
 def same_outputs(first: nn.Module, second: nn.Module, samples: Sequence[Sample], run: Run) -> Report:
     """Whether two networks of one kind make the same outputs."""
     a, b = moved(first, run), moved(second, run)
     given = placed(legal(first, samples, run), run)
-    with evaluating(a, b), _legal_samples(a, given, run):
+    with evaluating(a, b), taking(given, a, b):
         return compare(
             a, b, given, law="same", runtime="torch", tolerance=Tolerance(run.rtol, run.atol),
             own_errors=partial(errors_of_precision, a),
@@ -78,7 +77,8 @@ def legal(model: nn.Module, samples: Sequence[Sample], run: Run) -> list[Sample]
     """The samples less those random ones that the model cannot take: a head of fixed window takes one size alone."""
     if run.samples or isinstance(model, Dense):
         return list(samples)
-    return [sample for sample in samples if _refusal(model, sample) is None] or list(samples)
+    with evaluating(model):
+        return [sample for sample in samples if refusal(model, sample) is None] or list(samples)
 
 
 def fitting(path: Path, samples: Sequence[Sample], run: Run) -> list[Sample]:
@@ -95,32 +95,6 @@ def fitting(path: Path, samples: Sequence[Sample], run: Run) -> list[Sample]:
 def _random(shape: Sequence[int], dtype: torch.dtype, seed: int) -> Sample:
     x = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return Sample(f"random {'x'.join(map(str, shape[2:]))}, batch {shape[0]}", x.to(dtype))
-
-
-@contextmanager
-def _legal_samples(network: nn.Module, samples: Sequence[Sample], run: Run) -> Iterator[None]:
-    """Where the network fails on a sample that the user gave, say on which, and why."""
-    try:
-        yield
-    except RuntimeError as error:
-        reasons = {sample: _refusal(network, sample) for sample in samples if run.samples}
-        for sample, reason in reasons.items():
-            if reason is not None:
-                raise UsageError(
-                    f"{sample.name}: the network takes no input of {list(sample.tensor.shape)} ({reason}); give "
-                    "samples of sizes that it takes, such as the reference size (--input-size)"
-                ) from error
-        raise
-
-
-def _refusal(network: nn.Module, sample: Sample) -> str | None:
-    """Why the network cannot take a sample; None where it can."""
-    try:
-        with evaluating(network):
-            network(sample.tensor)
-    except RuntimeError as error:
-        return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    return None
 
 
 def check_onnx(path: Path, name: str, model: nn.Module, samples: Sequence[Sample], run: Run, voice: Voice) -> Report:
