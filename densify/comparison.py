@@ -18,6 +18,7 @@ from densify.samples import Sample
 from densify.shown import Shown
 from densify.steps import advancing
 from densify.structure import named
+from densify.words import count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,9 +89,9 @@ class Divergence:
     tolerance: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report(Shown):
-    """The result of a verification; true when there were checks and all passed.
+    """The result of a verification; true when there were checks and all passed. Printed, it is the commands' table.
 
     Attributes:
         checks: what was compared.
@@ -102,6 +103,12 @@ class Report(Shown):
 
     def __bool__(self) -> bool:
         return bool(self.checks) and all(check.passed for check in self.checks)
+
+    def __str__(self) -> str:
+        return self._text()
+
+    def __repr__(self) -> str:
+        return f"Report(passed={bool(self)}, {count(len(self.checks), 'check')}, {len(self.failed)} failed)"
 
     def __add__(self, other: Report) -> Report:
         return Report(self.checks + other.checks, self.divergence or other.divergence)

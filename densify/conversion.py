@@ -22,7 +22,7 @@ from densify.heads import HEADS, apply_head
 from densify.lattice import PADDINGS
 from densify.maps import Lattices, Position, positions
 from densify.merging import MERGES
-from densify.offers import Offer, offers
+from densify.offers import Offers, offers
 from densify.planning import walk
 from densify.plans import Network, Plan, Survey
 from densify.recipe import Options, Origin, Recipe, digests
@@ -143,7 +143,7 @@ class Dense(Shown, nn.Module):
         return build, (self.source, self.options, self.origin)
 
     def extra_repr(self) -> str:
-        return f"lattices={self.lattices}, chosen={', '.join(self.plan.layers) or 'head only'}"
+        return f"lattices={self.lattices}, plan.layers={self.plan.layers}"
 
 
 def convert(
@@ -226,7 +226,7 @@ def inspect(model: nn.Module, example: Example) -> Survey:
 
 def choices(
     model: nn.Module, example: Example, *, padding: str = "full", head: str = "dense", merge: str = "select"
-) -> list[Offer]:
+) -> Offers:
     """What there is to choose: every start layer and output stride that make a difference, each planned.
 
     Arguments as for :func:`convert`; needs no weights.

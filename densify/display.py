@@ -16,6 +16,7 @@ from densify.words import axes as _axes
 from densify.words import count as _count
 from densify.words import flops as _flops
 from densify.words import memory as _memory
+from densify.words import model as _model
 from densify.words import seconds
 from densify.words import shape as _shape
 
@@ -129,7 +130,7 @@ def show_layers(document: Document, screen: Console | None = None) -> None:
     size = _shape(document["input_size"])
     strided = sum(layer["strided"] for layer in document["layers"])
     counts = f"{document['parameters']:,} parameters, {_flops(document['flops'])}, {strided} strided layers (*)"
-    tables.line(screen, f"{_name(document)} at {size}: {counts}")
+    tables.line(screen, f"{_model(document)} at {size}: {counts}")
     tables.line(screen, "FLOPs: 2 per multiply-addition of convolutions and Linear layers, for one image")
     screen.print()
     rows = [_layer(layer) for layer in document["layers"]]
@@ -146,7 +147,7 @@ def show_plan(document: Document, screen: Console | None = None, *, verbose: boo
     """What would change, the outputs, the cost, and what there is to beware of; with `verbose` every layer by name."""
     screen = screen or tables.screen()
     strides = _strides(document["chosen"], verbose=verbose)
-    tables.line(screen, f"{_name(document)} at {_shape(document['input_size'])}: {strides}")
+    tables.line(screen, f"{_model(document)} at {_shape(document['input_size'])}: {strides}")
     screen.print()
     if document["changes"]:
         tables.put(screen, change_rows(document), whole=True)
@@ -341,12 +342,6 @@ def _merge(merge: Document) -> str:
         "resample": "reads between the samples",
     }[merge["how"]]
     return f"{verb} of a map with a sample every {_axes(merge['step'])} pixels (eST {before} -> {after})"
-
-
-def _name(document: Document) -> str:
-    """Of a model; in Python it is an object."""
-    name: str = document.get("model", "the model")
-    return name
 
 
 def _of(check: Document) -> str:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from densify import tables, words
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Document = Mapping[str, Any]
 _SHOWN = 10
 
 
-def show_offers(document: Document, *, verbose: bool = False) -> None:
+def show_offers(document: Document, screen: Console | None = None, *, verbose: bool = False) -> None:
     """Every choice: its outputs, and what it costs beside the original; with `verbose` all reasons of refusals."""
-    screen = tables.screen()
+    screen = screen or tables.screen()
     original, choices = document["original"], document["choices"]
-    at = f"{document['model']} at {words.shape(document['input_size'])}"
+    at = f"{words.model(document)} at {words.shape(document['input_size'])}"
     flops, memory = words.flops(original["flops"]), words.memory(original["memory"])
     tables.line(screen, f"{at}: {flops}, {memory} of maps at the peak")
     if not choices:

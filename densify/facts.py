@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from math import gcd, prod
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from densify.cost import FLOPS, work
 from densify.errors import RefusedError
 from densify.lattice import DenseWindow, number
 from densify.maps import positions
-from densify.offers import Offer
+from densify.offers import Offer, Offers
 from densify.ops import (
     AdaptivePool,
     Channelwise,
@@ -127,12 +127,13 @@ def _ratio(before: int, after: int) -> Facts:
     return {"original": before, "dense": after, "ratio": after / before if before else None}
 
 
-def offered(model: str, size: Sequence[int], survey: Plan, found: Sequence[Offer]) -> Facts:
-    """The document of a plan without a choice: the original's cost, and what each choice would give."""
+def offered(found: Offers) -> Facts:
+    """What there is to choose: the original's cost, and what each choice would give."""
+    survey = found.survey
     outputs = {name: [axis.size for axis in one.axes] for name, one in survey.outputs.items()}
     own = {"flops": FLOPS * survey.cost.original, "memory": survey.memory.original, "outputs": outputs}
     choices = [_offer(offer) for offer in found]
-    return {"command": "plan", "model": model, "input_size": list(size), "original": own, "choices": choices}
+    return {"input_size": survey.input_size, "original": own, "choices": choices}
 
 
 def _offer(offer: Offer) -> Facts:

@@ -12,7 +12,7 @@ from densify import checkpoint, conversion, exporting, verification
 from densify.comparison import Report
 from densify.conversion import Dense, Example, shape_of
 from densify.errors import UsageError
-from densify.offers import Offer
+from densify.offers import Offers
 from densify.onnx.conversion import (
     DenseOnnx,
     OnnxConversion,
@@ -113,7 +113,7 @@ def choices(
     padding: str = "full",
     head: str = "dense",
     merge: str = "select",
-) -> list[Offer]:
+) -> Offers:
     """What there is to choose: every start layer and output stride that make a difference, each planned.
 
     Arguments as for :func:`convert`; needs no weights.

@@ -5,13 +5,19 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
 
 from densify.choose import Choice, Strided, choose, strided_layers, thresholds
 from densify.errors import RefusedError
 from densify.heads import apply_head
 from densify.planning import walk
 from densify.plans import Chosen, Network, Plan
+from densify.shown import Shown
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -31,9 +37,53 @@ class Offer:
     plan: Plan | RefusedError
 
 
+@dataclass(frozen=True, repr=False)
+class Offers(Shown, Sequence[Offer]):
+    """A sequence of offers, the fewest strides first. Printed or shown, it is the table of `densify plan MODEL`.
+
+    Attributes:
+        survey: the original's own geometry.
+        found: the offers.
+    """
+
+    survey: Plan
+    found: tuple[Offer, ...]
+
+    @overload
+    def __getitem__(self, index: int) -> Offer: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Offer]: ...
+    def __getitem__(self, index: int | slice) -> Offer | Sequence[Offer]:
+        return self.found[index]
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __str__(self) -> str:
+        return self._text()
+
+    def __repr__(self) -> str:
+        ways = [
+            f"start={offer.starts[0]!r}" if offer.starts else f"output_stride={offer.output_stride}" for offer in self
+        ]
+        return f"Offers({', '.join(ways)})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `densify plan MODEL --json` has it: plain numbers, texts, lists and dicts."""
+        from densify.facts import offered, plain
+
+        facts: dict[str, Any] = plain(offered(self))
+        return facts
+
+    def _show(self, screen: Console) -> None:
+        from densify.display_choices import show_offers
+
+        show_offers(self.to_dict(), screen)
+
+
 def offers(
     network: Network, survey: Plan, *, padding: str = "full", head: str = "dense", merge: str = "select"
-) -> list[Offer]:
+) -> Offers:
     """Every set of strides that a start layer or an output stride chooses, the smallest first.
 
     Args:
@@ -55,7 +105,7 @@ def offers(
         keys = {key for key, _ in chosen}
         names = tuple(dict.fromkeys(layer.site.layer for layer in layers if layer.site.key in keys))
         found.append(Offer(names, starts.get(chosen, ()), strides.get(chosen), plan))
-    return found
+    return Offers(survey, tuple(found))
 
 
 def _starts(layers: list[Strided], survey: Plan) -> dict[Chosen, tuple[str, ...]]:

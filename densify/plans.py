@@ -110,8 +110,7 @@ class Plan(Shown):
     merge: str = "select"
 
     def __repr__(self) -> str:
-        chosen = ", ".join(self.layers) or "head only"
-        return f"Plan(lattices={self.lattices}, chosen={chosen}, {len(self.steps)} steps)"
+        return f"Plan(lattices={self.lattices}, layers={self.layers}, {len(self.steps)} steps)"
 
     def to_dict(self) -> dict[str, Any]:
         """What would change and cost, as `densify plan --json` has it: plain numbers, texts, lists and dicts."""

@@ -24,6 +24,16 @@ class Shown:
     def _show(self, screen: Console) -> None:
         raise NotImplementedError
 
+    def _text(self) -> str:
+        """What print shows: plain text, as wide as the terminal or 80 columns."""
+        from rich.console import Console
+
+        drawn = StringIO()
+        self._show(
+            Console(file=drawn, color_system=None, force_jupyter=False, highlight=False, markup=False, emoji=False)
+        )
+        return drawn.getvalue().rstrip()
+
     def _drawn(self, width: int) -> Text:
         from rich.console import Console
         from rich.text import Text

@@ -31,6 +31,12 @@ def memory(number: int) -> str:
     return f"{number} B"
 
 
+def model(document: Mapping[str, Any]) -> str:
+    """The name of the model of a document; in Python it is an object."""
+    name: str = document.get("model", "the model")
+    return name
+
+
 def times(cost: Mapping[str, Any]) -> str:
     """How much more it costs than the original."""
     return "" if cost["ratio"] is None else f"{cost['ratio']:.1f}x"

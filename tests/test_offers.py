@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import densify
 from densify.choose import strided_layers
 from densify.errors import RefusedError, UsageError
-from densify.offers import Offer
+from densify.offers import Offers
 from densify.plans import Plan
 
 
@@ -32,7 +32,7 @@ class Branches(nn.Module):
 SHAPE = (1, 3, 21, 34)
 
 
-def found(model: nn.Module, shape: tuple[int, ...] = SHAPE, **how: str) -> list[Offer]:
+def found(model: nn.Module, shape: tuple[int, ...] = SHAPE, **how: str) -> Offers:
     return densify.choices(model.to("meta").eval(), shape, **how)
 
 

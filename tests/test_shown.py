@@ -87,6 +87,7 @@ def results() -> dict[str, Shown]:
         dense.get_parameter("last.bias").fill_(torch.nan)
     return {
         "inspect": densify.inspect(model, x),
+        "choices": densify.choices(model, x),
         "plan": densify.plan(model, x, start="main"),
         "dense": dense,
         "report": good,
@@ -98,6 +99,7 @@ def results() -> dict[str, Shown]:
 
 WORDS = {
     "inspect": "strided layers (*)",
+    "choices": "what --start or --output-stride would give",
     "plan": "stride removed from main",
     "dense": "4 times as dense along each axis",
     "report": "PASSED",
@@ -127,6 +129,28 @@ def test_names_in_html_are_escaped() -> None:
     page = dense._repr_html_()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_reports_and_choices_are_printed_as_the_commands_show_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = results()
+    for name in ("report", "failed", "choices"):
+        wanted = written(shown[name]).split()  # rich breaks the lines that print leaves whole
+        with monkeypatch.context() as patch:
+            patch.setenv("FORCE_COLOR", "1")
+            assert str(shown[name]).split() == wanted, name
+        assert len(repr(shown[name])) < 100, name
+    assert str(shown["report"]).endswith(f"PASSED: {len(shown['report'].checks)} checks")  # type: ignore[attr-defined]
+    assert repr(shown["failed"]).startswith("Report(passed=False, ")
+    assert "plan.layers=('main'" in repr(shown["dense"])
+
+
+def test_choices_are_a_sequence_with_the_document_of_the_command() -> None:
+    found = densify.choices(digits(), (1, 3, 32, 32))
+    assert [offer.starts for offer in found] == [("pool3",), ("pool2",), ("pool1",)]
+    assert (len(found), found[-1], [*found[1:]]) == (3, found.found[2], [*found][1:])
+    assert repr(found) == "Offers(start='pool3', start='pool2', start='pool1')"
+    assert found.to_dict() == own(command("plan", DIGITS, "--json").document)
 
 
 @pytest.mark.parametrize("name", ["inspect", "plan"])

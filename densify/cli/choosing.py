@@ -14,7 +14,7 @@ def propose(document: Mapping[str, Any], model: str, voice: Voice) -> None:
     """Show the choices, and how to go on.
 
     Args:
-        document: as :func:`densify.facts.offered` makes it.
+        document: as :meth:`densify.offers.Offers.to_dict` makes it, with the command and the model.
         model: the model and its size as they are typed.
     """
     emit(voice, document, lambda: show_offers(document, verbose=voice.verbose))

@@ -249,12 +249,12 @@ def plan(
     from densify.display import show_plan
 
     if choice is None:
-        from densify.facts import offered
-
         found = choices_onnx(source, wanted, **{name: value for name, value in how.items() if name != "form"})
-        shape = reference_shape(source, wanted)
-        document = offered(text, shape[1:], survey_onnx(source, wanted), found)
-        propose(document, _typed(text, asked) + (" --any-size" if any_size else ""), voice)
+        propose(
+            {"command": "plan", "model": text, **found.to_dict()},
+            _typed(text, asked) + (" --any-size" if any_size else ""),
+            voice,
+        )
         return
     options = options_of(source, wanted, **asdict(choice), **how)
     made = OnnxConversion(source, options).plan

@@ -49,10 +49,8 @@ def plan(
     from densify.cli.choosing import propose
     from densify.cli.models import Asked, Surveyed, is_file, is_graph, refuse_any_size
     from densify.conversion import choices as offers
-    from densify.conversion import inspect as survey
     from densify.conversion import plan as made
     from densify.display import show_plan
-    from densify.facts import offered
 
     if is_graph(model):
         from densify.cli import graphs
@@ -64,17 +62,13 @@ def plan(
     surveyed = Surveyed(Asked(model, arguments=tuple(model_arg or ())), size, reference, trust_code, voice)
     if picked is None:
         how.pop("form")
-        document = surveyed(
-            lambda built, wanted: offered(
-                model, wanted, survey(built, (1, *wanted)), offers(built, (1, *wanted), **how)
-            )
-        )
-        propose(document, shlex.quote(model), voice)
+        found = surveyed(lambda built, wanted: offers(built, (1, *wanted), **how))
+        propose({"command": "plan", "model": model, **found.to_dict()}, shlex.quote(model), voice)
         return
     options: dict[str, Any] = {"start": picked.start, "layers": picked.layers, "output_stride": picked.output_stride}
     options |= how
-    found = surveyed(lambda built, wanted: made(built, (1, *wanted), **options))
-    document = {"command": "plan", "model": model, **found.to_dict()}
+    planned = surveyed(lambda built, wanted: made(built, (1, *wanted), **options))
+    document = {"command": "plan", "model": model, **planned.to_dict()}
     if measure:
         from densify.cli.measuring import measure_torch
 

@@ -20,7 +20,7 @@ from densify.graphs.onnx.image import spatial_dims
 from densify.graphs.onnx.read import Reading, read
 from densify.heads import apply_head
 from densify.maps import Lattices, Position, positions
-from densify.offers import Offer, offers
+from densify.offers import Offers, offers
 from densify.onnx.file import raw_bytes, unmap
 from densify.onnx.graph import fold_sizes
 from densify.onnx.half import graph_to_half
@@ -80,8 +80,7 @@ class DenseOnnx(Shown):
         return Recipe("dense", self.origin, self.options, self.plan.layers, self.lattices, places)
 
     def __repr__(self) -> str:
-        chosen = ", ".join(self.plan.layers) or "head only"
-        return f"DenseOnnx({self.source.name}, lattices={self.lattices}, chosen={chosen})"
+        return f"DenseOnnx({self.source.name}, lattices={self.lattices}, plan.layers={self.plan.layers})"
 
     def to_dict(self) -> dict[str, Any]:
         """What was converted and where predictions lie, as `densify convert --json` has it."""
@@ -291,7 +290,7 @@ def choices_onnx(
     padding: str = "full",
     head: str = "dense",
     merge: str = "select",
-) -> list[Offer]:
+) -> Offers:
     """What a graph offers to choose, as :func:`densify.conversion.choices`; `size` as for :func:`convert_onnx`."""
     options = options_of(source, size, layers=(), padding=padding, head=head, merge=merge)
     network = read(source.graph, source.shape_at(options.shape[1:])).network
