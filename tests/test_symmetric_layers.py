@@ -15,6 +15,7 @@ import pytest
 import torch
 from runtimes import ORT, sessions
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.utils.parametrizations import weight_norm
 
 import densify
@@ -421,6 +422,37 @@ def test_networks_compile_whole() -> None:
     gradients = [torch.autograd.grad(y.sum(), list(chain.parameters())) for y in (made, expected)]
     for ours, theirs in zip(*gradients, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+FRESH: list[Any] = [
+    lambda: densify.SymmetricLinear((2, 4), 3, Invariant(-torch.eye(4).flip(0), "w")),
+    lambda: densify.SymmetricConv1d(2, 3, 3, Invariant(Flip(), "w")),
+]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning", "ignore:`torch.jit.trace_method:FutureWarning")
+@pytest.mark.parametrize("make", FRESH)
+def test_fresh_layers_are_traced_and_exported(make: Any) -> None:
+    layer, x = make(), torch.randn(3, 8) if make is FRESH[0] else torch.randn(1, 2, 6)
+    traced = torch.jit.trace(layer, (x,))  # runs it twice, and compares what it saw
+    strict = torch.export.export(make(), (x,), strict=True).module()
+    assert torch.equal(traced(x), layer(x))
+    assert strict(x).shape == layer(x).shape
+
+
+@pytest.mark.parametrize("make", FRESH)
+def test_what_fake_and_inference_runs_leave_behind_does_not_matter(make: Any) -> None:
+    x = torch.randn(3, 8) if make is FRESH[0] else torch.randn(1, 2, 6)
+    layer = make()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        layer(torch.randn(x.shape))
+    assert type(layer(x)) is Tensor
+    for device in ("cpu", "meta"):
+        moved = make().to(device)
+        with torch.inference_mode():
+            moved(x.to(device))
+        moved(x.to(device)).sum().backward()
+        assert moved.weight.grad is not None
 
 
 @pytest.mark.parametrize("lowered", [True, False])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.jit._trace import is_tracing
 
 from densify.symmetry.matrix import SparseMatrix
 
@@ -78,13 +79,14 @@ class Factor:
         return made.index_add(-1, index.long(), x if sign is None else x * sign)
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Index and sign, flattened, on a device: moved there once."""
+        """Index and sign, flattened, on a device: moved there once, but for tracers and for inference tensors."""
         assert self.index is not None  # there are no vectors
         found = self._placed.get(device)
         if found is None:
             sign = None if self.sign is None else self.sign.flatten().to(device)
             found = self.index.flatten().to(device), sign
-            if not torch.compiler.is_compiling():
+            seen = torch.compiler.is_compiling() or is_tracing() or type(found[0]) is not Tensor
+            if not (seen or found[0].is_inference()):
                 self._placed.clear()
                 self._placed[device] = found
         return found
