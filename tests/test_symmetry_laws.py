@@ -456,6 +456,9 @@ FLOATS = np.array([1.0, 0.0, 2.0, 3.0])
         (Invariant(lambda x: x * x, 1), "it is not linear"),
         (Invariant(torch.rand_like, 1), "rand_like: it is not linear, or draws random numbers"),
         (Invariant(lambda x: x + torch.nan, 1), "not finite"),
+        (Invariant(lambda x: x * (1 + 5j), 1), "it makes torch.complex128 of float64"),
+        ([Invariant(Flip(), 1)], "it is of type list.*a flat list of them"),
+        (Flip(), r"the constraint Flip\(\): it is of type Flip"),
         (Invariant(lambda x: x.reshape(3, 3, 3), 1), "fails on a float64 tensor"),
         (Invariant(Flip(), 2), r"flip: the weight has no axis 2: its shape is \(3, 4\) without names"),
         (Invariant(Flip(), "w"), "no axis 'w'"),
@@ -467,9 +470,22 @@ FLOATS = np.array([1.0, 0.0, 2.0, 3.0])
 )
 def test_what_does_not_fit_is_refused_with_reason_and_remedy(constraint: Any, reason: str) -> None:
     with pytest.raises(SymmetryError, match=f"(?s){reason}"):
-        solve((3, 4), constraint)
+        solve((3, 4), [constraint])
     with pytest.raises(SymmetryError, match=f"(?s){reason}"):
-        penalty(torch.ones(3, 4), constraint)
+        penalty(torch.ones(3, 4), [constraint])
+
+
+@pytest.mark.parametrize("transformation", [Flip(), Shift(), np.empty((0, 0))])
+def test_axes_without_samples_are_refused(transformation: Any) -> None:
+    with pytest.raises(SymmetryError, match=r"it acts on axes of sizes \(0,\): there are no samples"):
+        solve((0, 3), Invariant(transformation, 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_matrices_of_few_bits_are_taken(dtype: torch.dtype) -> None:
+    mirror = torch.eye(4).flip(0).to(dtype)
+    for matrix in (mirror, mirror.to_sparse()):
+        assert torch.equal(solve((2, 4), Invariant(matrix, 1)).index, solve((2, 4), Invariant(Flip(), 1)).index)
 
 
 def test_names_supports_and_sizes_that_do_not_fit_are_refused() -> None:

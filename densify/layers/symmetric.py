@@ -99,7 +99,11 @@ class SymmetricLinear(SymmetricLayer):
         return made._take(linear)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[*, in_features] -> [*, out_features]."""
+        """[*, in_features] -> [*, out_features].
+
+        Samples that meet one weight are added in the input's type: in float16, where numbers end at 65504, what is near
+        that over the number of such samples overflows. The layer that :meth:`lower` makes multiplies first.
+        """
         first = len(self.out_shape)
         of_input = [factor for factor in self.solution.factors if factor.axes[0] >= first]
         others = [factor for factor in self.solution.factors if factor.axes[0] < first]

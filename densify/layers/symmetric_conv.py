@@ -118,7 +118,7 @@ class SymmetricConv(SymmetricLayer):
         return y
 
     def lower(self) -> Any:
-        """A plain convolution with the expanded weight: the same numbers."""
+        """A plain convolution with the expanded weight: the same numbers, up to the order of sums."""
         geometry: Any = self.plain
         made = geometry(**{name: getattr(self, name) for name in _GEOMETRY}, bias=self.bias is not None, device="meta")
         return self._into(made)

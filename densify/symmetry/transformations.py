@@ -135,9 +135,15 @@ def sparse(transformation: Any, sizes: Sequence[int]) -> SparseMatrix:
         sizes: of the axes that it acts on; n is their product.
 
     Raises:
-        SymmetryError: it does not have this shape, or is not linear.
+        SymmetryError: it does not have this shape, or is not linear; or there are no samples to act on.
     """
     size, name = math.prod(sizes), name_of(transformation)
+    if size == 0:
+        raise SymmetryError(
+            Refusal(name, f"it acts on axes of sizes {tuple(sizes)}: there are no samples", "Name axes that have some.")
+        )
+    if isinstance(transformation, Tensor) and transformation.is_floating_point():
+        transformation = transformation.double()  # numpy has no bfloat16
     if isinstance(transformation, SparseMatrix):
         if transformation.shape != (size, size):
             raise _wrong_shape(name, transformation.shape, sizes)
@@ -231,6 +237,10 @@ def _run(function: Callable[[Tensor], Any], x: Tensor, sizes: tuple[int, ...], n
                 "Give a function of torch tensors [B, *axes].",
             )
         ) from error
+    if made.is_complex():
+        raise SymmetryError(
+            Refusal(name, f"it makes {made.dtype} of float64", "Give a real function: take .real where all is real.")
+        )
     if made.shape != (len(x), *sizes):
         raise SymmetryError(
             Refusal(
