@@ -662,6 +662,11 @@ def test_padding_that_no_copy_turns_is_taken() -> None:
     [
         ({"angles": 3}, "angles=3: kernels are rotated by 1, 2, 4 or 8"),
         ({"angles": True}, "angles=True"),
+        ({"angles": 4.0}, "angles=4.0"),
+        ({"angles": [4]}, "angles=.4."),
+        ({"flips": ["h"]}, "flips=.'h'."),
+        ({"unique_channels": "a"}, "unique_channels='a': give the number of kernels"),
+        ({"unique_channels": 8.0}, "unique_channels=8.0: give the number"),
         ({"flips": "both"}, "flips='both': give one of 'none', 'h', 'v', 'paper', 'all'"),
         ({"reduction": "mean"}, 'reduction=\'mean\': give "max" or "none"'),
         ({"reduction": "none", "out_channels": 10}, "a multiple of 4, such as 8 or 12"),
@@ -672,6 +677,24 @@ def test_padding_that_no_copy_turns_is_taken() -> None:
 def test_arguments_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         InvariantConv2d(**{"in_channels": 4, "out_channels": 8, "kernel_size": 3, **arguments})
+
+
+@pytest.mark.parametrize("size", [9, (9.0, 9.0), (9, 9, 9), (-1, 9), (2, 9), (9, 2), (), [9, 9]])
+def test_sizes_that_are_none(size: Any) -> None:
+    with pytest.raises(UsageError, match="size="):
+        InvariantConv2d(1, 1, 3).check_equivariance(size)
+    with pytest.raises(UsageError, match="meta device"):
+        InvariantConv2d(1, 1, 3, device="meta").check_equivariance()
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "circular", "replicate"])
+def test_smallest_sizes(mode: Any) -> None:
+    """Kernels of any shape are measured under quarter turns, too."""
+    layer = InvariantConv2d(2, 3, (2, 25), padding=(1, 4), padding_mode=mode, angles=2)
+    assert layer.check_equivariance()
+    assert layer.check_equivariance((17, 17))
+    with pytest.raises(UsageError, match=r"size=\(16, 30\): too small.*at least \(17, 17\)"):
+        layer.check_equivariance((16, 30))
 
 
 @pytest.mark.parametrize(

@@ -317,12 +317,42 @@ def test_chosen_layers_behind_it_have_a_dense_form() -> None:
         ((1, -2), "positive numbers"),
         ((1, float("nan")), "positive numbers"),
         ((1, 2, 2.0), "not all different"),
-        ((1, 1e-9), "not all different and positive"),
+        ((1, 1 + 1e-9), "not all different"),
+        ((1, 1e-9), "from 0.01 to 100"),
+        ((1, 1e30), "from 0.01 to 100"),
+        ((1, float("inf")), "from 0.01 to 100"),
+        (2, "scales=2: give numbers"),
+        ((1, None), r"scales=\(1, None\): give numbers"),
+        ("ab", "scales='ab': give numbers"),
     ],
 )
-def test_scales_that_make_no_layer(scales: tuple[float, ...], message: str) -> None:
+def test_scales_that_make_no_layer(scales: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ScaleInvariantConv2d(3, 4, 3, scales=scales)
+
+
+def test_sizes_that_are_too_small() -> None:
+    layer = ScaleInvariantConv2d(1, 1, 45, scales=(1, 0.63))
+    with pytest.raises(UsageError, match=r"size=\(61, 74\): too small.*at least \(74, 74\)"):
+        layer.check_equivariance()
+    assert layer.check_equivariance((74, 74))
+    for mode in ("zeros", "reflect", "circular"):
+        layer = ScaleInvariantConv2d(1, 1, (2, 5), (1, 2), 2, padding_mode=mode, scales=(0.3, 2, 1))
+        with pytest.raises(UsageError, match="at least") as caught:
+            layer.check_equivariance((1, 1))
+        least = eval(str(caught.value).rpartition("at least ")[2].rstrip("."))
+        assert layer.check_equivariance(least)
+        for size in ((least[0] - 1, least[1]), (least[0], least[1] - 1)):
+            with pytest.raises(UsageError, match="too small"):
+                layer.check_equivariance(size)
+
+
+@pytest.mark.parametrize("size", [9, (9.0, 9.0), (9, 9, 9), (-1, 9)])
+def test_sizes_that_are_none(size: Any) -> None:
+    with pytest.raises(UsageError, match="size="):
+        ScaleInvariantConv2d(1, 1, 3, scales=(1, 2)).check_equivariance(size)
+    with pytest.raises(UsageError, match="meta device"):
+        ScaleInvariantConv2d(1, 1, 3, device="meta").check_equivariance()
 
 
 def test_modules_that_are_no_convolution() -> None:

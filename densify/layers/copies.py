@@ -56,9 +56,9 @@ class Copies:
     grids: tuple[Grid, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.angles not in ANGLES or isinstance(self.angles, bool):
+        if type(self.angles) is not int or self.angles not in ANGLES:
             raise UsageError(f"angles={self.angles!r}: kernels are rotated by 1, 2, 4 or 8 angles")
-        if self.flips not in FLIPS:
+        if not isinstance(self.flips, str) or self.flips not in FLIPS:
             raise UsageError(f"flips={self.flips!r}: give one of {', '.join(map(repr, FLIPS))}")
         size = f"a kernel of {self.kernel[0]} x {self.kernel[1]}"
         if self.angles == 4 and self.kernel[0] != self.kernel[1]:

@@ -31,7 +31,14 @@ from densify.equivariance import (
 )
 from densify.errors import Refusal, SymmetryError, UsageError
 from densify.layers.copies import Copies
-from densify.layers.plain import check_plain, convolution_like, plain_convolution, sides
+from densify.layers.plain import (
+    check_measurable,
+    check_plain,
+    convolution_like,
+    least_size,
+    plain_convolution,
+    sides,
+)
 
 REDUCTIONS = ("max", "none")
 
@@ -215,8 +222,14 @@ class InvariantConv2d(nn.Conv2d):
         Args:
             size: height and width; default an odd, not square one that the stride fits.
             tolerance: of the exact ones; default 1e-6 in float32, 1e-12 in float64.
+
+        Raises:
+            UsageError: a size that the layer does not take, or with rows and columns swapped; a layer on the meta
+                device.
         """
-        size = size or self._fitting_size()
+        size = self._fitting_size() if size is None else size
+        least = max(least_size(self, axis) for axis in (0, 1))
+        check_measurable(self, size, (least, least))
         reasons = {name: reason for name in TRANSFORMATIONS if (reason := self._reason(name, size))}
         x = noise(2, self.in_channels, *size, like=self.weight)
         with torch.no_grad():
@@ -269,6 +282,8 @@ def _unique_channels(out_channels: int, copies: int, reduction: str, unique: int
     Raises:
         UsageError: the channels do not fit.
     """
+    if unique is not None and type(unique) is not int:
+        raise UsageError(f"unique_channels={unique!r}: give the number of kernels, or leave it out")
     if reduction == "none" and out_channels % copies:
         near = [n for n in (out_channels // copies * copies, (out_channels // copies + 1) * copies) if n]
         raise UsageError(
@@ -290,10 +305,11 @@ def _left_over(conv: nn.Conv2d, axis: int, n: int) -> int:
 
 
 def _fitting(conv: nn.Conv2d, axis: int, outputs: int) -> int:
-    """The smallest size with that many outputs and without a rest, odd where there is one."""
+    """The smallest size with that many outputs and without a rest, for the other axis, too; odd where there is one."""
     span, stride = conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1, conv.stride[axis]
     padding = sides(conv)[axis]
-    least = max(span + stride * (outputs - 1) - sum(padding), max(padding) + 1)
+    swapped = least_size(conv, 1 - axis)
+    least = max(span + stride * (outputs - 1) - sum(padding), max(padding) + 1, swapped)
     sizes = [n for n in range(least, least + 2 * stride) if not _left_over(conv, axis, n)]
     return next((n for n in sizes if n % 2), sizes[0])
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from densify.errors import Refusal, SymmetryError
+from densify.errors import Refusal, SymmetryError, UsageError
 
 Convolution = TypeVar("Convolution", bound=nn.Conv2d)
 
@@ -32,6 +32,27 @@ def sides(conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int]]:
     """The padding of rows and of columns, each in front and behind."""
     columns_first = conv._reversed_padding_repeated_twice
     return (columns_first[2], columns_first[3]), (columns_first[0], columns_first[1])
+
+
+def least_size(conv: nn.Conv2d, axis: int, outputs: int = 1) -> int:
+    """The smallest rows (axis 0) or columns (1) that a convolution takes and makes that many outputs of."""
+    low, high = sides(conv)[axis]
+    padded = {"reflect": max(low, high) + 1, "circular": max(low, high)}.get(conv.padding_mode, 1)
+    span = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
+    return max(span + 1 - low - high + conv.stride[axis] * (outputs - 1), padded, 1)
+
+
+def check_measurable(conv: nn.Conv2d, size: tuple[int, int], least: tuple[int, int]) -> None:
+    """
+    Raises:
+        UsageError: a layer without numbers, or no height and width of at least these.
+    """
+    if conv.weight.device.type == "meta":
+        raise UsageError("the layer is on the meta device, without numbers to measure: load its weights first")
+    if not isinstance(size, tuple) or len(size) != 2 or not all(isinstance(n, int) for n in size):
+        raise UsageError(f"size={size!r}: give height and width, such as {least}")
+    if size[0] < least[0] or size[1] < least[1]:
+        raise UsageError(f"size={size}: too small for this layer to be measured. Give at least {least}")
 
 
 def geometry(conv: nn.Conv2d) -> dict[str, Any]:

@@ -29,12 +29,20 @@ from torch import Tensor, nn
 
 from densify.equivariance import Equivariance, noise, tolerance_of
 from densify.errors import UsageError
-from densify.layers.plain import check_plain, convolution_like, plain_convolution, sides
+from densify.layers.plain import (
+    check_measurable,
+    check_plain,
+    convolution_like,
+    least_size,
+    plain_convolution,
+    sides,
+)
 
 SCALES = (1.0, 0.63, 0.7937, 1.2599, 1.5874, 2.0)
 """The reference set: from 0.63 to 2 in steps of a third of an octave. It costs about ten plain convolutions."""
 
 _FINEST = 10**6
+_LARGEST = 100
 _WAVES = 12
 _INSIDE = "not exact: no pixel grid is resized without loss; root mean square inside the map"
 
@@ -67,11 +75,11 @@ class ScaleInvariantConv2d(nn.Conv2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
             for Conv2d.
-        scales: by how much the input is resized; 1 must be among them. They are kept as fractions with denominators of
-            at most a million, in which decimals of up to six places are exact.
+        scales: by how much the input is resized, from 1/100 to 100; 1 must be among them. They are kept as fractions
+            with denominators of at most a million, in which decimals of up to six places are exact.
 
     Raises:
-        UsageError: scales without 1, twice the same, or some that are not positive numbers.
+        UsageError: scales without 1, twice the same, or some that are no numbers from 1/100 to 100.
     """
 
     def __init__(
@@ -93,7 +101,7 @@ class ScaleInvariantConv2d(nn.Conv2d):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
-        self.scales = tuple(map(float, scales))
+        self.scales = _numbers(scales)
         self.fractions = _fractions(self.scales)
         self.axes = _axes(self)
 
@@ -132,7 +140,12 @@ class ScaleInvariantConv2d(nn.Conv2d):
         Args:
             size: height and width of the image at scale 1.
             tolerance: of the identity; default 1e-6 in float32, 1e-12 in float64.
+
+        Raises:
+            UsageError: a size of which a scale makes less than the layer takes; a layer on the meta device.
         """
+        smallest = min(*self.fractions, Fraction(1))
+        check_measurable(self, size, cast(tuple[int, int], tuple(math.ceil(one.least / smallest) for one in self.axes)))
         limit = tolerance_of(self.weight.dtype) if tolerance is None else tolerance
         ratios = {"identity": Fraction(1), **{f"scale {float(s):g}": s for s in self.fractions if s != 1}}
         plain_forward = partial(nn.Conv2d.forward, self)
@@ -241,10 +254,20 @@ def _axes(conv: nn.Conv2d) -> tuple[Along, Along]:
     found = []
     for axis, (low, high) in enumerate(sides(conv)):
         span = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
-        pads = {"reflect": max(low, high) + 1, "circular": max(low, high)}.get(conv.padding_mode, 1)
-        least = max(span + 1 - low - high + conv.stride[axis], pads, 2)
+        least = max(least_size(conv, axis, outputs=2), 2)
         found.append(Along(span, conv.stride[axis], low, high, least))
     return found[0], found[1]
+
+
+def _numbers(scales: Sequence[float]) -> tuple[float, ...]:
+    """
+    Raises:
+        UsageError: no sequence of numbers.
+    """
+    try:
+        return tuple(map(float, scales))
+    except (TypeError, ValueError):
+        raise UsageError(f"scales={scales!r}: give numbers, 1 among them, such as (1, 0.5, 2)") from None
 
 
 def _fractions(scales: tuple[float, ...]) -> tuple[Fraction, ...]:
@@ -252,13 +275,13 @@ def _fractions(scales: tuple[float, ...]) -> tuple[Fraction, ...]:
     Raises:
         UsageError: they make no layer.
     """
-    if not all(math.isfinite(scale) and scale > 0 for scale in scales):
-        raise UsageError(f"scales={scales}: they are positive numbers")
+    if not all(1 / _LARGEST <= scale <= _LARGEST for scale in scales):
+        raise UsageError(f"scales={scales}: they are positive numbers from {1 / _LARGEST} to {_LARGEST}")
     found = tuple(Fraction(scale).limit_denominator(_FINEST) for scale in scales)
     if 1 not in found:
         raise UsageError(f"scales={scales}: 1 must be among them, since it alone reaches all outputs at the border")
-    if len(set(found)) < len(found) or 0 in found:
-        raise UsageError(f"scales={scales}: to six places they are not all different and positive")
+    if len(set(found)) < len(found):
+        raise UsageError(f"scales={scales}: to six places they are not all different")
     return found
 
 
