@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -67,3 +68,18 @@ def densify(*arguments: object, columns: int = 80) -> Outcome:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+def follow(*arguments: object, weights: object = "") -> list[list[str]]:
+    """The words of the commands that `densify` proposes from here on, each of them run; of several the first goes on.
+
+    Args:
+        weights: what stands for FILE.
+    """
+    made = densify(*arguments)
+    assert made.status == 0, made.stderr
+    told = made.stderr.partition("next:\n")[2].splitlines()
+    proposed = [[str(weights) if word == "FILE" else word for word in shlex.split(line)[1:]] for line in told]
+    for words in proposed[1:]:
+        assert densify(*words).status == 0, words
+    return [*proposed[:1], *follow(*proposed[0], weights=weights)] if proposed else []

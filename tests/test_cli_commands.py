@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli import DIGITS, MODELS, SCENE, WEIGHTS, densify
+from cli import DIGITS, MODELS, SCENE, WEIGHTS, densify, follow
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -215,6 +215,32 @@ def test_the_way_back_from_every_format(dense: dict[str, Path], tmp_path: Path, 
     model.load_state_dict(torch.load(out, weights_only=True)["state_dict"], strict=True)
     assert same(model.state_dict(), torch.load(out, weights_only=True)["state_dict"])
     assert torch.equal(model.state_dict()["fc1.weight"], load_file(WEIGHTS)["fc1.weight"])
+
+
+def test_what_is_proposed_repeats_the_options_that_it_needs(
+    dense: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my nets.py").write_text(
+        "from torch import nn\n\ndef net(*, width, name):\n    assert name == 'a b'\n"
+        "    return nn.Sequential(nn.Conv2d(2, width, 3), nn.MaxPool2d(2), nn.Conv2d(width, 3, 2))\n"
+    )
+    net = nn.Sequential(nn.Conv2d(2, 5, 3), nn.MaxPool2d(2), nn.Conv2d(5, 3, 2))
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    options = ["--input-size", "2,21,17", "--model-arg", "width=5", "--model-arg", "name='a b'"]
+    said = follow("inspect", "my nets.py:net", *options, weights="net.pth")
+    assert [words[0] for words in said] == ["plan", "plan", "convert", "verify"]
+    assert all(words[1:8] == ["my nets.py:net", *options] for words in said[:3])
+    (tmp_path / "dense.safetensors").unlink()
+    (tmp_path / "dense-dpoa.safetensors").unlink()
+    for choice in (["--layer", "1"], ["--head-only"]):
+        how = [] if choice == ["--head-only"] else ["--padding", "valid"]
+        (proposed, *_) = follow("plan", "my nets.py:net", *options, *how, *choice, weights="net.pth")
+        assert proposed[8:] == [*how, *choice, "--weights", "net.pth", "-o", "dense.safetensors"]
+        (tmp_path / "dense.safetensors").unlink()
+        (tmp_path / "dense-dpoa.safetensors").unlink()
+    said = follow("inspect", dense[".pth"], "--model", DIGITS)
+    assert [words[2:4] for words in said] == [["--model", DIGITS]] * 2
 
 
 def test_inverse_says_what_changed_and_by_how_much(tuned: Path, tmp_path: Path) -> None:

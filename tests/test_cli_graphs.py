@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from cli import densify
+from cli import densify, follow
 from laws.onnx import Node, graph, integers
 from runtimes import sessions
 
@@ -310,11 +310,17 @@ def test_where_padding_follows_the_size_positions_are_those_at_one(tmp_path: Pat
     assert " same " in densify("inspect", path, "--input-size", "3,33,40").stdout
 
 
-def test_what_inspect_proposes_works(net: Path) -> None:
-    made = densify("inspect", net, "--input-size", "3,33,40")
-    proposed = [line.split()[1:] for line in made.stderr.splitlines() if line.startswith("  densify ")]
-    assert proposed
-    assert all(densify(*arguments).status == 0 for arguments in proposed)
+def test_what_inspect_and_plan_propose_works(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(net.parent)
+    said = follow("inspect", net, "--input-size", "3,33,40")
+    assert [words[0] for words in said] == ["plan", "plan", "convert", "verify"]
+    (net.parent / "dense.onnx").unlink()
+    (net.parent / "dense-dpoa.onnx").unlink()
+    said = follow("plan", net, "--input-size", "3,33,40", "--merge", "average", "--padding", "valid")
+    assert [words[0] for words in said] == ["plan", "convert", "verify"]
+    how = ["--input-size", "3,33,40", "--padding", "valid", "--merge", "average"]
+    assert all(words[1:8] == [str(net), *how] for words in said[:2])
+    (net.parent / "dense.onnx").unlink()
     told = densify("inspect", convert(net))
     assert "is dense already; this is the graph that it was made from" in told.stderr
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import typer
 
-from densify.cli.choosing import propose
+from densify.cli.choosing import chosen, propose, typed
 from densify.cli.like import fitting
 from densify.cli.options import Run, Voice
 from densify.cli.running import emit
@@ -218,7 +218,7 @@ def verify(texts: Sequence[str], size: Sequence[int] | None, run: Run, voice: Vo
 
 def inspect(text: str, size: Sequence[int] | None, voice: Voice) -> None:
     """`densify inspect` of an ONNX file."""
-    source, known = _original(text, voice, numbers=False)
+    source, known, _ = _original(text, voice, numbers=False)
     asked, size = size, size or known
     found = survey_onnx(source, size).to_dict(every=voice.verbose)
     from densify.display import show_layers
@@ -226,7 +226,7 @@ def inspect(text: str, size: Sequence[int] | None, voice: Voice) -> None:
     document = {"command": "inspect", "model": text, **found}
     emit(voice, document, lambda: show_layers(document))
     if any(layer["strided"] for layer in found["layers"]):
-        voice.next(f"densify plan {_typed(text, asked)}")
+        voice.next(f"densify plan {typed(text, asked)}")
 
 
 def plan(
@@ -240,7 +240,7 @@ def plan(
     measure: bool,
 ) -> None:
     """`densify plan` of an ONNX file."""
-    source, known = _original(text, voice, numbers=measure)
+    source, known, dense = _original(text, voice, numbers=measure)
     asked, wanted = size, size or known
     if any_size:
         source, wanted = _opened_size(source, wanted)
@@ -248,13 +248,10 @@ def plan(
         _tell_fixed(source, voice)
     from densify.display import show_plan
 
+    words = typed(text, asked, any_size=any_size, how=how)
     if choice is None:
         found = choices_onnx(source, wanted, **{name: value for name, value in how.items() if name != "form"})
-        propose(
-            {"command": "plan", "model": text, **found.to_dict()},
-            _typed(text, asked) + (" --any-size" if any_size else ""),
-            voice,
-        )
+        propose({"command": "plan", "model": text, **found.to_dict()}, words, voice)
         return
     options = options_of(source, wanted, **asdict(choice), **how)
     made = OnnxConversion(source, options).plan
@@ -265,6 +262,8 @@ def plan(
         voice.say("measuring")
         document["measured"] = measure_onnx(build_onnx(source, options, origin_of(source))) | {"random": False}
     emit(voice, document, lambda: show_plan(document, verbose=voice.verbose))
+    if not dense:
+        voice.next(f"densify convert {words} {chosen(choice)} -o dense.onnx")
 
 
 def _opened_size(source: OnnxModel, size: Sequence[int] | None) -> tuple[OnnxModel, Sequence[int]]:
@@ -305,21 +304,17 @@ def _legal_samples(source: OnnxModel, samples: Sequence[Sample], run: Run, dense
         raise
 
 
-def _typed(text: str, size: Sequence[int] | None) -> str:
-    """A file and its size, as they are typed."""
-    return shlex.quote(text) + (f" --input-size {','.join(map(str, size))}" if size else "")
-
-
 # ---- parts of them -------------------------------------------------------------------------------
 
 
-def _original(text: str, voice: Voice, *, numbers: bool) -> tuple[OnnxModel, tuple[int, ...] | None]:
-    """A file as an original, and its reference size where it tells: of a dense one what it was made from."""
+def _original(text: str, voice: Voice, *, numbers: bool) -> tuple[OnnxModel, tuple[int, ...] | None, bool]:
+    """A file as an original, of a dense one what it was made from; its reference size where it tells; whether it is
+    dense."""
     file = OnnxModel.load(text, numbers=numbers)
     if file.is_dense:
         voice.say(f"{text}: is dense already; this is the graph that it was made from")
     known = None if file.recipe is None else file.recipe.options.shape[1:]
-    return (inverse_onnx(file) if file.is_dense else file), known
+    return (inverse_onnx(file) if file.is_dense else file), known, file.is_dense
 
 
 def as_precise(original: OnnxModel, dense: DenseOnnx, voice: Voice) -> OnnxModel:

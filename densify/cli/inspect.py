@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-
 from densify.cli import options as o
 from densify.cli.running import command, emit
 
@@ -27,6 +25,7 @@ def inspect(
     """
     size, voice = o.size(input_size), o.Voice(json, verbose, quiet)
 
+    from densify.cli.choosing import typed
     from densify.cli.models import Asked, Surveyed, is_graph
     from densify.conversion import inspect as survey
     from densify.display import show_layers
@@ -42,4 +41,5 @@ def inspect(
     document = {"command": "inspect", "model": model, **found.to_dict(every=verbose)}
     emit(voice, document, lambda: show_layers(document))
     if any(layer["strided"] for layer in document["layers"]):
-        voice.next(f"densify plan {shlex.quote(model)}")
+        words = typed(model, size, arguments=model_arg, reference=reference, trust=trust_code)
+        voice.next(f"densify plan {words}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 from densify.cli import options as o
@@ -46,11 +45,12 @@ def plan(
     how = o.rewriting(padding, head, form, merge)
     size, voice = o.size(input_size), o.Voice(json, verbose, quiet)
 
-    from densify.cli.choosing import propose
+    from densify.cli.choosing import chosen, propose, typed
     from densify.cli.models import Asked, Surveyed, is_file, is_graph, refuse_any_size
     from densify.conversion import choices as offers
     from densify.conversion import plan as made
     from densify.display import show_plan
+    from densify.reference import is_folder
 
     if is_graph(model):
         from densify.cli import graphs
@@ -60,10 +60,11 @@ def plan(
         return
     refuse_any_size(model, any_size)
     surveyed = Surveyed(Asked(model, arguments=tuple(model_arg or ())), size, reference, trust_code, voice)
+    words = typed(model, size, arguments=model_arg, reference=reference, trust=trust_code, how=how)
     if picked is None:
         how.pop("form")
         found = surveyed(lambda built, wanted: offers(built, (1, *wanted), **how))
-        propose({"command": "plan", "model": model, **found.to_dict()}, shlex.quote(model), voice)
+        propose({"command": "plan", "model": model, **found.to_dict()}, words, voice)
         return
     options: dict[str, Any] = {"start": picked.start, "layers": picked.layers, "output_stride": picked.output_stride}
     options |= how
@@ -76,3 +77,6 @@ def plan(
         times = measure_torch(*surveyed.model(numbers=True), picked, how, device)
         document["measured"] = times | {"random": not is_file(model)}
     emit(voice, document, lambda: show_plan(document, verbose=verbose))
+    if not is_file(model):
+        weights = "" if is_folder(model) else " --weights FILE"
+        voice.next(f"densify convert {words} {chosen(picked)}{weights} -o dense.safetensors")
