@@ -347,6 +347,10 @@ def test_a_sample_of_a_wrong_size(shape: tuple[int, ...], tmp_path: Path, out: P
 # ---- outputs -------------------------------------------------------------------------------------
 
 
+def test_compare_wants_an_image(out: Path) -> None:
+    refused(densify("compare", "dense.pth", "-o", out / "a.png"), 2, "IMAGE is missing", "compare dense.pth", out=out)
+
+
 def test_an_existing_output_stays(out: Path) -> None:
     path = out / "dense.pth"
     path.write_text("precious")

@@ -40,6 +40,7 @@ def test_help_fits_one_screen(command: str) -> None:
     assert len(lines) <= 50
     assert max(map(len, lines)) <= 100
     parsed = _COMMAND.commands[command]
+    assert not {"{", "}"} & set("".join(lines[: lines.index("")]))
     options = [parameter.opts for parameter in parsed.params if parameter.opts[0].startswith("-")]
     listed = [line for line in lines[lines.index("Arguments:") :] if line.startswith("  -")]
     assert len(listed) == len(options) + 1  # of --help itself

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,7 @@ class Upsampling(StrEnum):
 _FILE_OR_MODEL = "A file that densify wrote, another .onnx file, or a MODEL"
 _First = Annotated[str, typer.Argument(metavar="A", help=f"{_FILE_OR_MODEL}.", show_default=False)]
 _Second = Annotated[
-    str, typer.Argument(metavar="B", help="Another; left out (A IMAGE), A's own original.", show_default=False)
+    str | None, typer.Argument(metavar="B", help="Another; left out (A IMAGE), A's own original.", show_default=False)
 ]
 _Image = Annotated[
     str | None, typer.Argument(metavar="IMAGE", help="An image, or an .npy file of one.", show_default=False)
@@ -44,8 +45,8 @@ UpsamplingOption = Annotated[Upsampling, o.option(SHOWN, "--upsampling KIND", "O
 @command
 def compare(
     a: _First,
-    b: _Second,
     output: _Picture,
+    b: _Second = None,
     image: _Image = None,
     channel: ChannelOption = None,
     label: ClassOption = None,
@@ -76,6 +77,8 @@ def compare(
 
     Example: densify compare dense.safetensors photo.jpg --class 207 -o picture.png
     """
+    if b is None:
+        raise UsageError(f"IMAGE is missing: densify compare {shlex.quote(a)} photo.jpg -o picture.png")
     texts, picture = ([a], b) if image is None else ([a, b], image)
     size, means, stds = o.size(input_size), o.numbers(mean, "--mean"), o.numbers(std, "--std")
     voice = o.Voice(json, verbose, quiet)

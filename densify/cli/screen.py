@@ -18,6 +18,10 @@ _Misused: type[Exception] = typer.BadParameter.__bases__[0]
 class Command(TyperCommand):
     """A command whose help has its options in groups, by their `rich_help_panel`."""
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The words of the usage line, without braces around what has to be there."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """One list for each group, in the order in which they first occur, all of one width."""
         groups: dict[str, list[tuple[str, str]]] = {}
