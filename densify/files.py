@@ -139,7 +139,10 @@ def check_target(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise UsageError(f"{path}: this is a folder; name a file in it")
     if path.exists() and not overwrite:
-        raise UsageError(f"{path}: exists already; name another output, or allow it to be replaced with --overwrite")
+        raise UsageError(
+            f"{path}: exists already; name another output, or allow it to be replaced with --overwrite, in Python "
+            "overwrite=True"
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"{path}: the folder {folder} cannot be written; name another output or allow writing")
 

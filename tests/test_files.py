@@ -73,7 +73,7 @@ def test_existing_target_is_refused_before_any_work(tmp_path: Path) -> None:
     target = tmp_path / "dense.pth"
     target.write_text("before")
     seen: list[Path] = []
-    with pytest.raises(UsageError, match=r"exists already.*--overwrite"):
+    with pytest.raises(UsageError, match=r"exists already.*--overwrite, in Python overwrite=True"):
         write_atomically(target, _put("after", seen))
     assert seen == []
     assert target.read_text() == "before"

@@ -23,7 +23,7 @@ import densify.layers.symmetric
 import densify.layers.symmetric_conv
 from benchmarks.symmetric import peak
 from densify.equivariance import error_of
-from densify.errors import RefusedError, SymmetryError
+from densify.errors import RefusedError, SymmetryError, UsageError
 from densify.symmetry import (
     Constraint,
     CyclicShift,
@@ -559,3 +559,29 @@ def test_the_examples_of_the_documentation(module: Any) -> None:
     results = doctest.testmod(module)
     assert results.attempted > 3
     assert results.failed == 0
+
+
+def test_letters_name_axes() -> None:
+    one, other = (densify.SymmetricLinear((6, 5, 5), 4, Invariant(Rotate90(), axes)) for axes in ("hw", ("h", "w")))
+    assert one.expanded_weight().shape == other.expanded_weight().shape
+    assert [demand.right_axes for demand in one._demands.values()] == [(2, 3)]
+    assert one.check_invariance()
+    with pytest.raises(SymmetryError, match="no axis 'hz'"):
+        densify.SymmetricLinear((6, 5, 5), 4, Invariant(Rotate90(), "hz"))
+    with pytest.raises(SymmetryError, match="no axis None"):
+        densify.SymmetricLinear((6, 5, 5), 4, Invariant(Rotate90(), None))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", ["flip", None, Flip(), [Flip()], 3])
+def test_what_is_no_constraint(wrong: Any) -> None:
+    with pytest.raises(SymmetryError, match=r"it is no constraint. Give Invariant\(Flip\(\), \"w\"\)"):
+        densify.SymmetricLinear((6, 5, 5), 4, wrong)
+    with pytest.raises(SymmetryError, match="it is no constraint"):
+        penalty(torch.zeros(4, 5), wrong)
+
+
+def test_a_map_that_is_not_flattened() -> None:
+    layer = densify.SymmetricLinear((6, 5, 5), 4, Invariant(Flip(), "w"))
+    with pytest.raises(UsageError, match=r"\[3, 6, 5, 5\].*reads 150 features.*x.flatten\(1\)"):
+        layer(torch.zeros(3, 6, 5, 5))
+    assert layer(torch.zeros(3, 6, 5, 5).flatten(1)).shape == (3, 4)

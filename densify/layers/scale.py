@@ -75,8 +75,9 @@ class ScaleInvariantConv2d(nn.Conv2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
             for Conv2d.
-        scales: by how much the input is resized, from 1/100 to 100; 1 must be among them. They are kept as fractions
-            with denominators of at most a million, in which decimals of up to six places are exact.
+        scales: by how much the input is resized, from 1/100 to 100, linearly between samples; 1 must be among them.
+            Default: 1, 0.63, 0.7937, 1.2599, 1.5874 and 2, from 0.63 to 2 in steps of a third of an octave. They are
+            kept as fractions with denominators of at most a million, in which decimals of up to six places are exact.
 
     Raises:
         UsageError: scales without 1, twice the same, or some that are no numbers from 1/100 to 100.

@@ -26,22 +26,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densify.equivariance import error_of, noise, tolerance_of
-from densify.errors import Refusal, SymmetryError
+from densify.errors import Refusal, SymmetryError, UsageError
 from densify.layers.tied import Constraints, Support, SymmetricLayer, check_kind
 from densify.symmetry.checking import MeasuredSymmetry
 from densify.symmetry.constraints import Demand, along, where_used
 
 
 class SymmetricLinear(SymmetricLayer):
-    """A Linear layer that is invariant or equivariant: called as torch's, on [*, features].
+    """A Linear layer that is invariant or equivariant: called as torch's, on flattened maps [*, features].
+
+    Ten outputs that are the same for maps of 6 channels, 5 x 5, and for their mirror images::
+
+        layer = SymmetricLinear((6, 5, 5), 10, Invariant(Flip(), "w"))
+        y = layer(x.flatten(1))  # x: [B, 6, 5, 5], y: [B, 10]
 
     Args:
-        in_features: one number, or the shape that the features are in, (channels, height, width) for example.
+        in_features: one number, or the shape of the map before it was flattened, such as (channels, height, width).
         out_features: the same of the outputs.
-        constraints: on a weight of shape [*out_features, *in_features]. The axes of outputs "n" and inputs "c", "w";
-            "c", "h", "w"; "c", "d", "h", "w" have these names where there is one axis of outputs.
+        constraints: on a weight of shape [*out_features, *in_features]. With one number of outputs its axes have names:
+            "n" are the outputs, "c" channels, "h" height, "w" width, "d" depth. Otherwise they are numbered from 0.
         bias: whether there is one. Under equivariance it has the symmetry, b = T'b.
-        names: of the weight's axes, instead of these.
+        names: own names of the weight's axes, a letter each: "nchw" are four.
         support: bool, broadcast to the weight: weights outside are zero.
 
     Raises:
@@ -103,11 +108,21 @@ class SymmetricLinear(SymmetricLayer):
 
         Samples that meet one weight are added in the input's type: in float16, where numbers end at 65504, what is near
         that over the number of such samples overflows. The layer that :meth:`lower` makes multiplies first.
+
+        Raises:
+            UsageError: an input of another last axis, such as a map that is not flattened.
         """
         first = len(self.out_shape)
         of_input = [factor for factor in self.solution.factors if factor.axes[0] >= first]
         others = [factor for factor in self.solution.factors if factor.axes[0] < first]
-        folded = self.solution.fold(x.unflatten(-1, self.in_shape), of_input, first).flatten(x.dim() - 1)
+        try:
+            shaped = x.unflatten(-1, self.in_shape)
+        except RuntimeError as error:
+            raise UsageError(
+                f"SymmetricLinear: an input of shape {list(x.shape)}, and the layer reads {self.in_features} features "
+                f"in the last axis. Flatten a map {list(self.in_shape)} first: x.flatten(1)."
+            ) from error
+        folded = self.solution.fold(shaped, of_input, first).flatten(x.dim() - 1)
         weight = self.solution.spread(self.weight, others).reshape(self.out_features, -1)
         return F.linear(folded, weight, self.expanded_bias())
 

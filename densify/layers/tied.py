@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from densify.errors import Refusal, SymmetryError
-from densify.symmetry.constraints import Constraint, Demand, Equivariant, Invariant, demands
+from densify.symmetry.constraints import Constraint, Demand, demands, several
 from densify.symmetry.solving import solved
 
 Constraints = Constraint | Sequence[Constraint]
@@ -45,8 +45,8 @@ class SymmetricLayer(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        asked = (constraints,) if isinstance(constraints, Invariant | Equivariant) else tuple(constraints)
         try:
+            asked = several(constraints)
             wanted = demands(shape, asked, names)
             _check_sides(wanted, out_rank)
             solution = solved(shape, wanted, support)

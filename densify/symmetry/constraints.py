@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ class Invariant:
 
     Attributes:
         transformation: T, see :func:`densify.symmetry.sparse`.
-        axes: the axes of the weight that read what T acts on: numbers or names, one or several.
+        axes: the axes of the weight that read what T acts on: numbers or names, one or several; "hw" is "h" and "w".
     """
 
     transformation: Transformation
@@ -86,6 +86,26 @@ def used(matrix: SparseMatrix, rtol: float = RTOL, *, rows: bool) -> Any:
     found = np.zeros(matrix.shape[0 if rows else 1], dtype=bool)
     entries = np.abs(matrix.values) > rtol * np.abs(matrix.values).max(initial=0.0)
     found[(matrix.rows if rows else matrix.columns)[entries]] = True
+    return found
+
+
+def several(constraints: Constraint | Sequence[Constraint]) -> tuple[Constraint, ...]:
+    """One constraint or several, as several.
+
+    Raises:
+        SymmetryError: what is no constraint.
+    """
+    asked: Any = [constraints] if isinstance(constraints, Constraint) else constraints
+    found = tuple(asked) if isinstance(asked, Iterable) and not isinstance(asked, str) else (asked,)
+    for one in found:
+        if not isinstance(one, Constraint):
+            raise SymmetryError(
+                Refusal(
+                    f"{one!r}",
+                    "it is no constraint",
+                    'Give Invariant(Flip(), "w") or Equivariant(...) of densify.symmetry, or a list of them.',
+                )
+            )
     return found
 
 
@@ -158,24 +178,25 @@ def penalty(
     Raises:
         SymmetryError: a constraint does not fit the weight.
     """
-    asked = [constraints] if isinstance(constraints, Invariant | Equivariant) else constraints
     return sum(
-        (demand.difference(weight).square().sum() for demand in demands(weight.shape, asked, names)),
+        (demand.difference(weight).square().sum() for demand in demands(weight.shape, several(constraints), names)),
         start=weight.new_zeros(()),
     )
 
 
 def _numbers(constraint: Constraint, axes: Axes, shape: Sequence[int], names: Sequence[str] | None) -> tuple[int, ...]:
     """Axes as numbers from 0."""
-    given = [axes] if isinstance(axes, int | str) else list(axes)
+    known_names = [] if names is None else list(names)
+    listed: Any = axes if isinstance(axes, Iterable) and not isinstance(axes, str) else [axes]
+    given = [part for axis in listed for part in _parts(axis, known_names)]
     found = []
     for axis in given:
         if isinstance(axis, str):
-            number = list(names).index(axis) if names is not None and axis in names else None
+            number = known_names.index(axis) if axis in known_names else None
         else:
-            number = axis % len(shape) if -len(shape) <= axis < len(shape) else None
+            number = axis % len(shape) if isinstance(axis, int) and -len(shape) <= axis < len(shape) else None
         if number is None:
-            known = f", named {list(names)}" if names is not None else " without names"
+            known = f", named {known_names}" if names is not None else " without names"
             raise SymmetryError(
                 Refusal(
                     name_of(constraint.transformation),
@@ -193,6 +214,12 @@ def _numbers(constraint: Constraint, axes: Axes, shape: Sequence[int], names: Se
             )
         )
     return tuple(found)
+
+
+def _parts(axis: int | str, names: Sequence[str]) -> list[int | str]:
+    """The axes that are meant: "hw" is "h" and "w" where no axis has that name."""
+    whole = not isinstance(axis, str) or axis in names or not set(axis) <= set(names)
+    return [axis] if whole else list(str(axis))
 
 
 def along(x: Tensor, matrix: SparseMatrix | None, axes: tuple[int, ...], *, from_right: bool = False) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from densify.errors import Refusal, SymmetryError, ZeroSolutionWarning
-from densify.symmetry.constraints import RTOL, Constraint, Demand, Equivariant, Invariant, demands
+from densify.symmetry.constraints import RTOL, Constraint, Demand, demands, several
 from densify.symmetry.equations import Block, Equations, Ties, equations, null_space, tie
 from densify.symmetry.matrix import Index, SparseMatrix
 from densify.symmetry.solution import Factor, Solution
@@ -50,7 +50,7 @@ def solve(
     Raises:
         SymmetryError: a transformation or support that does not fit the shape, or equations too large to solve.
     """
-    asked = [constraints] if isinstance(constraints, Invariant | Equivariant) else list(constraints)
+    asked = several(constraints)
     wanted = demands(shape, asked, names)
     solution = solved(tuple(shape), wanted, support, rtol)
     if solution.only_zero:
