@@ -88,7 +88,8 @@ def recipe_of(weights: Weights) -> Recipe:
     if weights.recipe is None:
         raise CheckpointError(
             f"{weights.source}: it holds no densify recipe, so densify did not write it. Give a file that "
-            "`densify convert` or densify.save wrote."
+            "`densify convert` or densify.save wrote. For plain weights of a dense network, load such a file "
+            "(densify.load), then the weights (load_state_dict), and write it with densify.save."
         )
     return Recipe.from_json(weights.recipe, weights.source)
 

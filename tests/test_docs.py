@@ -82,6 +82,15 @@ def test_every_block_of_a_page_does_what_it_says(page: str, folder: Path) -> Non
     pages.run(page, text)
 
 
+def test_pages_that_are_followed_in_one_folder_do_not_meet_in_a_file() -> None:
+    written: dict[str, str] = {}
+    for page in PAGES:
+        code = "".join(block.text for block in pages.blocks(page, (ROOT / page).read_text()))
+        for name in set(re.findall(r"(?:-o |(?:save|export)\([^\"\n]*\")([\w-]+(?:\.\w+)+)", code)):
+            assert written.setdefault(name, page) == page, name
+    assert len(written) > 20
+
+
 WRONG = {
     "a print": ("```python\nx = 3\nprint(x)  # 4\n```", ":3: prints 3, not 4"),
     "a number": ("```python\nprint(1.25)  # 1.35\n```", ":2: prints 1.25"),
