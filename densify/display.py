@@ -181,7 +181,7 @@ def check_rows(checks: Sequence[Document], *, verbose: bool = False) -> list[dic
 
 def check_remarks(checks: Sequence[Document]) -> list[str]:
     """What the checks mean, and what else there is to know of them."""
-    meanings = [f"{law}: {_MEANING.get(law, '')}" for law in dict.fromkeys(check["law"] for check in checks)]
+    meanings = [f"{law}: checks that {_MEANING[law]}" for law in dict.fromkeys(check["law"] for check in checks)]
     noted = [c for c in checks if c["note"]]
     notes = dict.fromkeys(f"{', '.join(filter(None, (_of(c), c['input'])))}: {c['note']}" for c in noted)
     return [*meanings, *(f"note: {note}" for note in notes)]
