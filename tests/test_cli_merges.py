@@ -56,7 +56,7 @@ def test_a_merged_network_there_and_back(tmp_path: Path) -> None:
     assert ("grid", "output") not in laws
     shown = densify("verify", files[0], "--trust-code", "--sample", SCENE)
     assert shown.status == 0, shown.stderr
-    assert "merges: the output is what brute force" in shown.stdout
+    assert "merges: checks that the output is what brute force" in shown.stdout
     back = tmp_path / "back.safetensors"
     assert densify("inverse", files[0], "--trust-code", "--sample", SCENE, "-o", back).status == 0
     original, returned = load_file(WEIGHTS), load_file(back)
