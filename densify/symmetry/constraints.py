@@ -103,7 +103,7 @@ def several(constraints: Constraint | Sequence[Constraint]) -> tuple[Constraint,
                 Refusal(
                     f"{one!r}",
                     "it is no constraint",
-                    'Give Invariant(Flip(), "w") or Equivariant(...) of densify.symmetry, or a list of them.',
+                    'Give Invariant(Flip(), "w") or Equivariant(...) of densify.symmetry, or a flat list of them.',
                 )
             )
     return found
@@ -118,8 +118,7 @@ def demands(shape: Sequence[int], constraints: Sequence[Constraint], names: Sequ
         names: of its axes, one letter each for a string; None where axes are numbers only.
 
     Raises:
-        SymmetryError: no constraint, an axis that it does not have, axes that meet, or a transformation that does not
-            fit.
+        SymmetryError: an axis that it does not have, axes that meet, or a transformation that does not fit.
     """
     if names is not None and (len(names) != len(shape) or len(set(names)) != len(names)):
         raise SymmetryError(
@@ -131,14 +130,6 @@ def demands(shape: Sequence[int], constraints: Sequence[Constraint], names: Sequ
         )
     found = []
     for constraint in constraints:
-        if not isinstance(constraint, Invariant | Equivariant):
-            raise SymmetryError(
-                Refusal(
-                    f"the constraint {constraint!r}",
-                    f"it is of type {type(constraint).__name__}",
-                    "Give Invariant(...) and Equivariant(...), one or a flat list of them.",
-                )
-            )
         axes = _numbers(constraint, constraint.axes, shape, names)
         right = sparse(constraint.transformation, [shape[axis] for axis in axes])
         if isinstance(constraint, Invariant):
